@@ -6,7 +6,7 @@ from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
 from whence.recording.recorder import Recorder
 from whence.recording.trainer import record_trainer
-from whence.recording.trainer_batches import TrainerBatch, check_device, numbered, watch_steps
+from whence.recording.trainer_batches import TrainerBatch, check_device, narrow_steps, numbered, watch_steps
 
 __all__ = [
     "Content",
@@ -17,6 +17,7 @@ __all__ = [
     "callback_class",
     "check_device",
     "contents_of",
+    "narrow_steps",
     "numbered",
     "record_lightning",
     "record_trainer",

@@ -16,11 +16,11 @@ from whence.errors import BadInput, Unsupported
 from whence.recording.ids import ids_of
 from whence.tasks.token_loss import IGNORED
 
-__all__ = ["TrainerBatch", "check_device", "numbered", "watch_steps"]
+__all__ = ["TrainerBatch", "check_device", "narrow_steps", "numbered", "watch_steps"]
 
 _NUMBERS = "whence_numbers"
-# Of a training step that takes them out of the batch.
-_TAKES_NUMBERS = "takes_whence_numbers"
+# Of a training step that takes them out of the batch, and of one that trains on some of a batch only.
+_TAKES_NUMBERS, _NARROWS = "takes_whence_numbers", "narrows_batches"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,16 @@ def watch_steps(trainer: Any, ids: Sequence[str], around: Callable[[TrainerBatch
         trainer: Of numbered examples.
         ids: By number.
         around: From a micro-batch and its step, which is to be called once, to the step's loss.
+
+    Raises:
+        Unsupported: If the steps are on some of their batches only, which a watch from outside would not see.
     """
+    if getattr(trainer.training_step, _NARROWS, False):
+        raise Unsupported(
+            found="a Trainer that chooses among the examples of a batch already",
+            needed="to see what is chosen",
+            do="ask for records and logs first, and for the selection last",
+        )
     mean, step = _Mean(trainer), trainer.training_step
 
     def stepped(model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -104,6 +113,34 @@ def watch_steps(trainer: Any, ids: Sequence[str], around: Callable[[TrainerBatch
 
     setattr(stepped, _TAKES_NUMBERS, True)
     trainer.training_step = stepped
+
+
+def narrow_steps(trainer: Any, ids: Sequence[str], choose: Callable[[Sequence[str]], Sequence[int]]) -> None:
+    """Have a Trainer's steps made on some examples of their batches.
+
+    Args:
+        trainer: Of numbered examples, without accumulation.
+        ids: By number.
+        choose: From the ids of a batch to the places of those that are kept.
+    """
+    step = trainer.training_step
+
+    def stepped(model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        numbers = inputs.pop(_NUMBERS)
+        rows = list(choose([ids[int(number)] for number in numbers]))
+        if getattr(step, _TAKES_NUMBERS, False):
+            inputs[_NUMBERS] = numbers
+        chosen = {name: value[rows] if _is_rows(value, len(numbers)) else value for name, value in inputs.items()}
+        # Without the number of tokens, which is of all of them, a model means over what it is given.
+        return step(model, chosen, None)
+
+    setattr(stepped, _TAKES_NUMBERS, True)
+    setattr(stepped, _NARROWS, True)
+    trainer.training_step = stepped
+
+
+def _is_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
 
 
 class _Numbered(torch.utils.data.Dataset):

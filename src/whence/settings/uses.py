@@ -18,6 +18,7 @@ __all__ = [
     "RuleName",
     "SampleConfig",
     "SelectConfig",
+    "SelectInTraining",
     "Several",
     "SharesConfig",
     "StudyConfig",
@@ -267,6 +268,34 @@ class SelectConfig:
                 raise UnknownOption(found=f"{name}={value!r}", needed=f"one of: {needed}", do="pick one")
         if self.keep is not None and self.drop is not None:
             raise BadInput(found=f"keep={self.keep!r} and drop={self.drop!r}", needed="one of them", do="leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+@typed
+class SelectInTraining:
+    """What is kept of the candidates of a training step.
+
+    Args:
+        keep: How much of them: a share ("50%") or a number of examples; one at least.
+        every: Steps after which the gradient of the validation set is taken anew. It goes stale soon: ten steps lost most of what a choice
+            is worth on digits (docs/curation.md).
+        per_token: Rank by score over length in tokens: losses and gradients of texts are sums over tokens, so that long ones are extreme.
+        reweight: Weights for them instead of a choice, as uneven as the choice would be.
+        plain: Inner products of the gradients as they are, without what the optimizer divides them by.
+
+    Raises:
+        BadInput: If `every` is not positive.
+    """
+
+    keep: Amount = "50%"
+    every: int = 1
+    per_token: bool = False
+    reweight: bool = False
+    plain: bool = False
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise BadInput(found=f"every={self.every}", needed="1 or more steps", do="correct it")
 
 
 @dataclass(frozen=True, kw_only=True)
