@@ -281,14 +281,6 @@ def test_rows_in_parts_go_on_after_a_rank_was_killed(processes, tmp_path):
     assert_near(first, alone.tolist())
 
 
-def test_a_recorded_run_takes_one_process(tmp_path):
-    task, train, queries = case("linear")
-    with pytest.raises(
-        BadInput, match="found method='source' for 2 processes; needed one process, since a recorded run is walked"
-    ):
-        whence.attribute(task, train, queries, method=whence.Source(run=tmp_path), runtime=whence.Runtime(ranks=Ranks(0, 2)))
-
-
 def test_torchrun_and_the_command_line(processes, tmp_path):
     job = tmp_path / "job.py"
     job.write_text(JOB)

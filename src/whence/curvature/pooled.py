@@ -49,7 +49,7 @@ def fit_ekfac_pooled(
         dataset: What the curvature is averaged over.
         weights: The sets of weights; the draws of labels are the same for all.
         config: Labels, seed and sizes.
-        run: As in `fit_kfac`, in one process; the sums over the sets of weights count, too.
+        run: As in `fit_kfac`, its ranks connected; the sums over the sets of weights count, too.
         online: Bases that are there already, as `whence.runs.OnlineCurvature` keeps them: their units are neither passed over for factors nor
             decomposed.
         **options: The fields of `FitRun` by name.
@@ -74,7 +74,7 @@ def fit_ekfac_pooled(
 
     def pooled(name: str, make: Callable[[Meter], dict[str, Tensor]]) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
-        with meter(name, len(dataset) * len(weights), quiet=run.quiet) as progress:
+        with meter(name, -(-len(dataset) * len(weights) // run.ranks.count), quiet=run.quiet) as progress:
             for enter in weights:
                 with enter():
                     tensors = make(progress)
@@ -82,7 +82,7 @@ def fit_ekfac_pooled(
                     totals[name] = totals[name] + value / len(weights) if name in totals else value / len(weights)
         return totals
 
-    with stages(run.folder, identity) as fit_stages:
+    with stages(run.folder, identity, run.ranks) as fit_stages:
 
         def make_bases(ending: str, units: range) -> dict[str, Tensor]:
             missing = [index for index in units if f"outputs_values.{index}" not in followed]

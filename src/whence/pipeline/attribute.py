@@ -8,7 +8,6 @@ from typing import Any
 from whence.capture import check_task
 from whence.data import Dataset, skipped_note
 from whence.errors import BadInput, Unsupported
-from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand
 from whence.pipeline.exact.prepare import prepare
 from whence.pipeline.exact.scorer import TableRequest, as_table, fit_scorer
@@ -68,16 +67,9 @@ def attribute(
         The table.
 
     Raises:
-        BadInput: If a group or `tokens_of` names an unknown id, or the method needs a run, or goes through one and
-            there are several processes.
+        BadInput: If a group or `tokens_of` names an unknown id, or the method needs a run.
     """
     settings = checked_settings(method)
-    if runtime.ranks.count > 1 and exact_method_named(settings.name).needs_run:
-        raise BadInput(
-            found=f"method={settings.name!r} for {runtime.ranks.count} processes",
-            needed="one process, since a recorded run is walked by its steps",
-            do="start it without torchrun, or pass method='ekfac'",
-        )
     refuse_bare_model(task)
     refuse_sharded(task.model, "whole gradients")
     with staged(attribute_stages(settings), quiet=runtime.is_quiet) as stages:
@@ -111,9 +103,9 @@ def _table(
 ) -> ScoreTable:
     started = time.monotonic()
     cut = cut_for(settings)
-    if cut is not None:
-        return _through(task, dataset, wanted, cut, runtime)
     with runtime.ranks.connected():
+        if cut is not None:
+            return _through(task, dataset, wanted, cut, runtime)
         if isinstance(settings, AlongSettings) and settings.run is not None:
             return along_run(task, dataset, wanted, settings, runtime)
         if not runtime.is_quiet and runtime.ranks.count == 1:

@@ -64,21 +64,23 @@ def unrolled_table(
         run: The run.
         names: Of the rows.
         weights_RQ: Weights of the sums of queries to score instead of the queries.
-        runtime: How the job runs.
+        runtime: How the job runs; of several connected processes each goes back for its part of the rows.
 
     Returns:
         The table.
     """
     started = time.monotonic()
-    replay, room, notes = _prepared(task, train, run, len(names), runtime)
-    parts = []
+    ranks = runtime.ranks
+    mine = ranks.part(len(names))
+    replay, room, notes = _prepared(task, train, run, max(1, len(mine)), runtime)
+    scores_RN = torch.zeros(len(names), len(train), dtype=torch.float64)
     with replay.prepared_model():
-        for start in range(0, len(names), room.rows):
-            rows = slice(start, start + room.rows)
+        for start in range(mine.start, mine.stop, room.rows):
+            rows = slice(start, min(start + room.rows, mine.stop))
             wanted = _wanted(replay, queries, weights_RQ, rows)
-            with meter(f"unroll {min(rows.stop, len(names)):,} of {len(names):,}", run.steps, quiet=runtime.quiet) as progress:
-                parts.append(metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress))
-    scores_RN = torch.cat(parts)
+            with meter(f"unroll {rows.stop - mine.start:,} of {len(mine):,}", run.steps, quiet=runtime.is_quiet) as progress:
+                scores_RN[rows] = metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress)
+    scores_RN = ranks.added_up({"scores": scores_RN})["scores"]  # a row is one rank's, and zero elsewhere
     _check_finite(scores_RN, names)
     return ScoreTable(
         scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps",
@@ -133,7 +135,7 @@ def group_effects(
     with replay.prepared_model():
         for start in range(0, rows, room.rows):
             stop = min(start + room.rows, rows)
-            with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=runtime.quiet) as progress:
+            with meter(f"unroll {stop:,} of {rows:,}", opened.steps, quiet=runtime.is_quiet) as progress:
                 if is_forward:
                     own_N = torch.where((groups_N >= start) & (groups_N < stop), groups_N - start, -1)
                     tangent = tangents(replay, own_N, stop - start, at_once=room.at_once, progress=progress)
@@ -191,7 +193,7 @@ def smoothness(
         )
     train, opened = as_dataset(task, train), open_run(run)
     replay, *_ = _verified(task, train, opened, 1, runtime)
-    with replay.prepared_model(), meter("smoothness", 2 * opened.steps, quiet=runtime.quiet) as progress:
+    with replay.prepared_model(), meter("smoothness", 2 * opened.steps, quiet=runtime.is_quiet) as progress:
         return smoothness_of(replay, share=share, h=h, seed=seed, progress=progress)
 
 
@@ -204,10 +206,10 @@ def _prepared(
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
     replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime)
-    with replay.prepared_model(), meter("smoothness", 2 * run.steps, quiet=runtime.quiet) as progress:
+    with replay.prepared_model(), meter("smoothness", 2 * run.steps, quiet=runtime.is_quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
     notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *_padding_notes(task), *data_notes]
-    if not runtime.quiet:
+    if not runtime.is_quiet:
         say("\n".join(notes))
     notes.extend(skipped_note("training records", train.skipped))
     notes.extend(run.notes_of_data(unseen))
@@ -240,20 +242,21 @@ def _verified(
     unseen = run.check(task.model, train)
     notes = [*run.check_computed(task.model), *check_contents(task, train, run).notes]
     replay = Replay(task, train, run, max_positions=1)
+    neighbours = runtime.ranks.local_count if task.device.type == "cpu" and runtime.memory_gib is None else 1
     with replay.prepared_model():
         room = measure_sweep(
             task,
             run,
             train.examples,
             rows,
-            room_bytes=room_bytes(task, runtime.memory_gib),
+            room_bytes=room_bytes(task, runtime.memory_gib) // neighbours,
             max_positions=runtime.positions(example.length for example in train.examples),
         )
         room.refuse()
-        if not runtime.quiet:
+        if not runtime.is_quiet:
             say(str(room))
         replay.max_positions = room.max_positions
-        with meter("replay", run.steps, quiet=runtime.quiet) as progress:
+        with meter("replay", run.steps, quiet=runtime.is_quiet) as progress:
             verified = verify(replay, progress)
     return replay, (unseen, notes), (room, verified)
 

@@ -56,12 +56,13 @@ class RunSums:
         order = [row for row, example in enumerate(prepared.train.examples) if example.id in shares]
         chosen = [prepared.train.examples[row] for row in order]
         shares_N = torch.tensor([shares[example.id] for example in chosen], dtype=torch.float64)
-        with meter("scan", len(chosen), quiet=prepared.quiet) as progress:
+        with meter("scan", -(-len(chosen) // prepared.ranks.count), quiet=prepared.quiet) as progress:
             scores = exact_scores(
                 prepared.task, prepared.plan, chosen, blocks, max_positions=prepared.max_positions, progress=progress,
                 parts=Parts(
                     per_unit=self.per_unit, tokens=[position for position, row in enumerate(order) if row in self.token_rows]
                 ),
+                ranks=prepared.ranks,
             )  # fmt: skip
         part_UQN = scores.scores_QN[None] if scores.units_UQN is None else scores.units_UQN
         mine = slice(number, number + 1) if self.per_segment else slice(None)

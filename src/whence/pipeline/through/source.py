@@ -119,6 +119,7 @@ def _curvature(prepared: Prepared, cut: CutRun, segment: Segment) -> KroneckerCu
     return fit_ekfac_pooled(
         prepared.task, prepared.plan, Dataset(_met(prepared, segment)), weights, fit_of(prepared.settings), online=online,
         max_positions=prepared.max_positions, folder=folder, room_bytes=prepared.footprint.fit.group_bytes, quiet=prepared.quiet,
+        ranks=prepared.ranks,
     )  # fmt: skip
 
 
@@ -151,7 +152,9 @@ def _refined(
         return [block.back(block.into(row) / (block.values_OI.to(row).clamp_min(0) + value)) for block, row, value in by_unit]
 
     with run.weights(prepared.task.model, segment.checkpoints):
-        matrix = Curvature(prepared.task, prepared.plan, chosen, max_positions=prepared.max_positions)
+        matrix = Curvature(
+            prepared.task, prepared.plan, chosen, max_positions=prepared.max_positions, ranks=prepared.ranks
+        )  # fmt: skip
         solution = solve_astra(
             matrix, right, values, inverse, batch_size=min(settings.batch_examples, len(chosen)),
             iterations=settings.iterations, tolerance=settings.tolerance, seed=settings.seed,
