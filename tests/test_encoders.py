@@ -54,12 +54,16 @@ def test_masks_are_some_entries_of_the_whole_gradient(name):
     assert encoder.gains() == [pytest.approx(float(matrix.square().sum()) / 5)] and len(encoder.places_M) == 20
 
 
-@pytest.mark.parametrize("rank", [1, 2, 100])
+@pytest.mark.parametrize(("rank", "blow_up"), [(1, 4), (2, 4), (2, 9), (3, 1), (100, 4)])
 @pytest.mark.parametrize("name", MODELS)
-def test_channels_are_a_part_of_every_unit(name, rank):
+def test_channels_are_a_part_of_every_unit(name, rank, blow_up):
     task, dataset = zoo.make(name)
     plan = plan_units(task)
-    encoder = ChannelMask.random(plan.units, rank, seed=1, device=CPU)
+    encoder = ChannelMask.random(plan.units, rank, seed=1, device=CPU, blow_up=blow_up)
+    for unit, channels in zip(plan.units, encoder.channels, strict=True):
+        if min(unit.outputs, unit.inputs) >= 9:
+            wanted = unit.outputs * unit.inputs / min(blow_up * rank**2, unit.outputs * unit.inputs)
+            assert channels.scale**2 == pytest.approx(wanted)
     rows = encoded(task, plan, encoder, dataset.examples)
     whole = unit_gradients(task, plan, dense_gradients(task, dataset.examples))
     for row, gradient, channels in zip(rows, whole, encoder.channels, strict=True):

@@ -51,10 +51,18 @@ def test_a_bit_a_number_as_eogp_counts_them(name, kilobytes, gigabytes):
     assert 2 * found.tracked / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
-@pytest.mark.parametrize("method", ["logra", "lorif", "trak", "grass", "factgrass", "aligned"])
-def test_bytes_are_those_of_a_store_that_was_built(tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "width"),
+    [
+        *((method, {"rank": 4}) for method in ("logra", "lorif", "trak", "grass", "factgrass", "aligned")),
+        ("lorif", {"side_divisor": 3}),
+        ("grass", {"rank": 4, "blow_up": 9}),
+        ("factgrass", {"rank": 4, "blow_up": 9}),
+    ],
+)
+def test_bytes_are_those_of_a_store_that_was_built(tmp_path, method, width):
     task, dataset = zoo.make("llama", count=6)
-    options = {"method": method, "rank": 4, "dtype": "float32"}
+    options = {"method": method, **width, "dtype": "float32"}
     store = whence.build(
         task, dataset, tmp_path / "store", config=whence.BuildConfig(rows_per_shard=3, **options), runtime=QUIET
     )

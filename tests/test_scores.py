@@ -41,6 +41,8 @@ def split(task, dataset, queries):
         ("lorif", {"rank": 5, "factor_rank": 1, "curvature_rank": 3}),
         ("lorif", {"rank": 5, "factor_rank": 2, "curvature_rank": 100}),
         ("grad-dot", {"rank": 3}),
+        ("logra", {"side_divisor": 3}),
+        ("lorif", {"side_divisor": 2, "factor_rank": 1, "curvature_rank": 100}),
     ],
 )
 def test_scores_equal_the_naive_formula(tmp_path, name, method, options):

@@ -448,6 +448,47 @@ def test_other_options_are_refused(built, option, value):
         whence.build(make_task(), make_records(), built.folder, config=whence.BuildConfig(**options), runtime=QUIET)
 
 
+@pytest.mark.parametrize(("method", "option"), [("grass", "blow_up"), ("factgrass", "blow_up"), ("logra", "side_divisor")])
+def test_widths_of_an_encoder_are_part_of_what_rows_are(tmp_path, method, option):
+    """Rows of another factor may have the same sizes: only what is recorded tells them apart."""
+    options = {"rows_per_shard": 4, "batch_positions": 40, "method": method, option: 2}
+    store = whence.build(make_task(), make_records(), tmp_path, config=whence.BuildConfig(**options), runtime=QUIET)
+    assert getattr(open_store(tmp_path).blueprint, option) == 2 and verify_store(open_store(tmp_path)) == []
+    table = whence.score_table(store, make_task(), make_records(2), runtime=QUIET)
+    assert bool(table.scores.isfinite().all()) and ("sides over 2" in table.method) == (option == "side_divisor")
+    for other in (3, 0):
+        with pytest.raises(StoreMismatch, match=f"the same {option}"):
+            config = whence.BuildConfig(**{**options, option: other})
+            whence.build(make_task(), make_records(3, first=30), tmp_path, append=True, config=config, runtime=QUIET)
+    refit = whence.pipeline.refit(tmp_path, make_task(), make_records(), quiet=True)
+    assert getattr(refit.blueprint, option) == 2
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1 << 60, "2"])
+def test_impossible_widths_of_an_encoder_are_refused(tmp_path, value):
+    whence.build(
+        make_task(), make_records(), tmp_path, config=whence.BuildConfig(method="logra", side_divisor=2), runtime=QUIET
+    )
+    blueprint = json.loads((tmp_path / "blueprint.json").read_text())
+    blueprint["task"]["build"]["side_divisor"] = value
+    (tmp_path / "blueprint.json").write_text(json.dumps(blueprint))
+    with pytest.raises(StoreCorrupt):
+        open_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "trak", "side_divisor": 2},
+        {"method": "logra", "side_divisor": 2, "rank": 4},
+        {"method": "logra", "blow_up": 2},
+    ],
+)
+def test_widths_that_a_method_has_no_use_for_are_refused(options):
+    with pytest.raises(BadInput):
+        whence.BuildConfig(**options)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

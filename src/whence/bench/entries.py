@@ -228,15 +228,18 @@ ENTRIES = (
     _stored("logra-pca", rank=16),
     _stored("factgrass", rank=16),
     _stored("factgrass", rank=32),
+    _stored("factgrass", rank=16, blow_up=16),
     _stored("trackstar", rank=16),
     _stored("trackstar", rank=32),
     # Numbers of the whole row. Dense matrices for 2,048 take minutes a table on the text.
     _stored("trak", rank=512),
     _stored("trak", rank=2048, projection="sparse"),
     _stored("grass", rank=512),
+    _stored("grass", rank=512, blow_up=16),
     _stored("grass-selective", rank=512),
     _stored("lorif", rank=32, factor_rank=1),
     _stored("lorif", rank=32, factor_rank=2),
+    _stored("lorif", side_divisor=4, factor_rank=2),
 )
 
 # No dampings are swept and no further models are made: a row takes minutes.

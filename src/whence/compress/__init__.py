@@ -5,7 +5,7 @@ from whence.compress.codec import RowCodec
 from whence.compress.encoder import Encoder, RowConsumer
 from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
-from whence.compress.masked import ChannelMask, EntryMask, entries_of
+from whence.compress.masked import BLOW_UP, ChannelMask, EntryMask, entries_of
 from whence.compress.projection import AxesSketch, Random, nystroem_directions, random_matrix
 from whence.compress.quantize import quantize, to_integers, unpack
 from whence.compress.quantized_codec import QuantizedCodec
@@ -15,6 +15,7 @@ from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import WholeProjection, joined_unit
 
 __all__ = [
+    "BLOW_UP",
     "TURNED",
     "turn",
     "turn_back",

@@ -16,15 +16,24 @@ from whence.reflections import Basis
 __all__ = ["Kronecker", "RowSums", "projected_shape"]
 
 
-def projected_shape(unit: Unit, rank: int) -> tuple[int, int]:
+def projected_shape(unit: Unit, rank: int, side_divisor: int = 0) -> tuple[int, int]:
     """Projected (outputs, inputs) of a unit: rank x rank numbers, or all of it if that is less.
 
     A side that is shorter than the rank is kept whole and leaves its share to the other side, up to four times the rank: a vector
     should not take as many bytes as a matrix.
 
+    Args:
+        unit: The unit.
+        rank: Width of both sides.
+        side_divisor: Each side's length over this instead, rounded up (LoRIF's d = I / f: Li et al. 2026); 0 takes the rank.
+
     >>> projected_shape(Unit("w", 100, 200, ("w",)), 16), projected_shape(Unit("norm", 1, 200, ("norm",)), 16)
     ((16, 16), (1, 64))
+    >>> projected_shape(Unit("w", 100, 200, ("w",)), 16, side_divisor=8)
+    (13, 25)
     """
+    if side_divisor:
+        return -(-unit.outputs // side_divisor), -(-unit.inputs // side_divisor)
     outputs, inputs = min(unit.outputs, rank), min(unit.inputs, rank)
     if outputs < rank:
         inputs = min(unit.inputs, rank * rank // outputs, 4 * rank)

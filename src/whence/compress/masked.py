@@ -15,13 +15,12 @@ from whence.compress.sparse import SparseSketch, random_places
 from whence.compress.whole import JoinedRows, joined_unit
 from whence.records import OneHot, Pair, Side, Unit
 
-__all__ = ["ChannelMask", "EntryMask", "entries_of"]
+__all__ = ["BLOW_UP", "ChannelMask", "EntryMask", "entries_of"]
 
 # Of the products of positions and kept entries written out at a time.
 _NUMBERS = 1 << 22
-# Kept entries per number of a row: the default of the authors' library.
-_KEPT_PER_NUMBER = 4
-_KEPT_PER_SIDE = 2  # its square root
+BLOW_UP = 4
+"""Kept entries per stored number: the default of the authors' library."""
 
 
 def entries_of(pair: Pair, outputs_M: Tensor, inputs_M: Tensor) -> Tensor:
@@ -62,10 +61,12 @@ class EntryMask:
     device: torch.device
 
     @classmethod
-    def random(cls, units: Sequence[Unit], width_K: int, *, seed: int, device: torch.device) -> "EntryMask":
-        """Four random entries for every number of a row."""
+    def random(
+        cls, units: Sequence[Unit], width_K: int, *, seed: int, device: torch.device, blow_up: int = BLOW_UP
+    ) -> "EntryMask":
+        """So many random entries for every number of a row."""
         size = joined_unit(units).inputs
-        places_M = random_places(size, _KEPT_PER_NUMBER * width_K, seed=seed, name="entries of the gradient")
+        places_M = random_places(size, blow_up * width_K, seed=seed, name="entries of the gradient")
         return cls.of_places(units, places_M, width_K, seed=seed, scale=(size / len(places_M)) ** 0.5, device=device)
 
     @classmethod
@@ -133,8 +134,8 @@ class _Channels:
 class ChannelMask:
     """FactGraSS: random channels of both sides, contracted over positions, summed into slots (Hu et al. 2025).
 
-    A stored unit takes as many numbers as with a projection of the same rank. What is kept of it before the slots is a sub-matrix of the
-    gradient twice as wide on each side, scaled so that inner products are kept on average.
+    A stored unit takes as many numbers as with a projection of the same rank. What is kept of it before the slots is a larger sub-matrix of
+    the gradient, the paper's blow-up factor times as many numbers, scaled so that inner products are kept on average.
 
     Args:
         units: The units.
@@ -145,15 +146,19 @@ class ChannelMask:
     channels: tuple[_Channels, ...] = field(repr=False)
 
     @classmethod
-    def random(cls, units: Sequence[Unit], rank: int, *, seed: int, device: torch.device) -> "ChannelMask":
-        """Reproducible from the seed, the units' names and the rank.
+    def random(
+        cls, units: Sequence[Unit], rank: int, *, seed: int, device: torch.device, blow_up: int = BLOW_UP
+    ) -> "ChannelMask":
+        """Reproducible from the seed, the units' names, the rank and the factor.
 
         Args:
             units: The units.
             rank: A stored unit takes rank x rank numbers, or less if it is smaller.
             seed: The run's seed.
             device: Where it works.
+            blow_up: Numbers kept of a unit for each that is stored: its root on each side, rounded.
         """
+        kept_rank = round(blow_up**0.5 * rank)
 
         def side(unit: Unit, name: str, size: int, count: int) -> Tensor | None:
             if count >= size:
@@ -163,7 +168,7 @@ class ChannelMask:
         channels = []
         for unit in units:
             p, r = projected_shape(unit, rank)
-            kept_P, kept_R = projected_shape(unit, _KEPT_PER_SIDE * rank)
+            kept_P, kept_R = projected_shape(unit, kept_rank)
             is_sketched = kept_P * kept_R > p * r
             sketch = SparseSketch.random(kept_P * kept_R, p * r, seed=seed, name=f"{unit.name}:slots", device=device)
             channels.append(

@@ -28,6 +28,10 @@ class BuildConfig:
         method: Name in `whence methods`.
         rank: Width of the projection on each side of a layer, or numbers of a row for methods that shrink the whole gradient; 0 takes the
             method's.
+        side_divisor: For methods that project both sides of a layer at random, the width of a side's projection as its length over this, so
+            that wide layers get more (LoRIF's f); 0 takes one rank for all.
+        blow_up: For methods that choose entries or channels at random, how many entries of the gradient are chosen for each number of a row
+            (GraSS's blow-up factor); 0 takes 4.
         factor_rank: Factors per row and unit, for methods that factorize; 0 takes the method's.
         curvature_rank: Directions of the curvature kept, for methods that truncate; 0 takes the method's.
         projection: Kind of random projection; "method" takes the method's, "sparse" is for the whole gradient only.
@@ -60,6 +64,8 @@ class BuildConfig:
 
     method: str = "aligned"
     rank: int = 0
+    side_divisor: int = 0
+    blow_up: int = 0
     factor_rank: int = 0
     curvature_rank: int = 0
     projection: _Projection = "method"
@@ -126,6 +132,19 @@ class BuildConfig:
                     needed=f"a method that uses {name}",
                     do=f"leave {name} out, or take another method (`whence methods`)",
                 )
+        if self.side_divisor and (self.rank or not (method.encoder == "sides" and method.is_projected)):
+            raise BadInput(
+                found=f"side_divisor={self.side_divisor} "
+                + (f"with rank={self.rank}" if self.rank else f"for the method {self.method}"),
+                needed="a random projection of both sides of each layer, whose width it says in place of a rank",
+                do="leave one of them out, or take another method, such as lorif or logra",
+            )
+        if self.blow_up and method.mask != "random":
+            raise BadInput(
+                found=f"blow_up={self.blow_up} for the method {self.method}",
+                needed="a method that chooses entries or channels at random",
+                do="leave it out, or take grass or factgrass",
+            )
         for name in ("relative_damping", "bytes_per_example", "shared_bytes"):
             if getattr(self, name) and method.encoder != "aligned":
                 raise BadInput(

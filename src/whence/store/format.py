@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from whence.compress import QuantizedCodec, RowCodec
+from whence.compress import BLOW_UP, QuantizedCodec, RowCodec
 from whence.errors import StoreCorrupt, StoreMismatch, UnknownOption
 from whence.methods import Method, method_named
 from whence.records import Recipe
@@ -115,6 +115,16 @@ class Blueprint:
     recipe: dict[str, Any] | None = None
     libraries: dict[str, str] = field(default_factory=dict)
     structure: Structure | None = None
+
+    @property
+    def side_divisor(self) -> int:
+        """What each side's length is divided by for the width of its projection; 0 where one rank is for all."""
+        return self.task.get("build", {}).get("side_divisor", 0)
+
+    @property
+    def blow_up(self) -> int:
+        """Entries of the gradient chosen for each number of a row, where they are chosen at random."""
+        return self.task.get("build", {}).get("blow_up", BLOW_UP)
 
     def codec(self) -> RowCodec | QuantizedCodec:
         """How rows lie in shards."""
@@ -330,6 +340,10 @@ def _impossible(blueprint: Blueprint) -> str:
     if blueprint.seed < 0 or blueprint.projection not in _PROJECTIONS or blueprint.autocast not in _AUTOCASTS:
         return f"seed {blueprint.seed}, projection {blueprint.projection[:40]!r} and autocast {str(blueprint.autocast)[:40]!r}"
     if not all(isinstance(blueprint.task.get(name, ""), str) for name in ("logged", "kind", "bases", "code")):
+        return "task is not what a build writes"
+    given = blueprint.task.get("build", {})
+    widths = [given.get(name, 1) for name in ("side_divisor", "blow_up")] if isinstance(given, dict) else [None]
+    if not all(type(width) is int and 1 <= width <= _LONGEST for width in widths):
         return "task is not what a build writes"
     if not blueprint.units or len({unit.name for unit in blueprint.units}) < len(blueprint.units):
         return f"{len(blueprint.units):,} units, not all with a name of their own" if blueprint.units else "no units"

@@ -210,6 +210,8 @@ def check_blueprint(stored: Blueprint, wanted: Blueprint, folder: Path) -> None:
         StoreMismatch: If the two differ in more than how they are made.
     """
     old, new = stored.to_json(), wanted.to_json()
+    for name in ("side_divisor", "blow_up"):
+        check_same(name, getattr(stored, name), getattr(wanted, name), folder)
     # The format follows from other fields, which say more.
     for name in sorted(old, key=lambda field: field == "format"):
         if name not in NOT_COMPARED:

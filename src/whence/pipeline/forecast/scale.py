@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from whence.compress import QuantizedCodec, RowCodec, projected_shape
+from whence.compress import BLOW_UP, QuantizedCodec, RowCodec, projected_shape
 from whence.curvature import directions_of, resolved
 from whence.errors import BadInput, UnknownOption
 from whence.methods import Method, method_named
@@ -154,7 +154,7 @@ def forecast_scale(
     curvature_bytes = 4 * curvature_numbers(method, codec.shapes, config.curvature_rank or method.curvature_rank)
 
     # Operations: of the network and of what turns its pairs into a row; of a fit before it; of a scan.
-    compress = _compress_operations(units, codec, method, tokens)
+    compress = _compress_operations(units, codec, config, tokens)
     if code is not None:
         compress += tokens * _turn_operations(units, sides) + 2.0 * code.coordinates * prod(codec.shapes[0])
     per_example = tokens * shape.network_operations(tokens) + compress
@@ -227,7 +227,7 @@ def _chosen(units: list[Unit], track: Sequence[str], ignore: Sequence[str]) -> l
 def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: int | None) -> RowCodec | QuantizedCodec:
     """What would write the rows."""
     rank = config.rank or method.rank
-    shapes = [projected_shape(unit, rank) for unit in units]
+    shapes = [projected_shape(unit, rank, config.side_divisor) for unit in units]
     names = [unit.name for unit in units]
     if method.is_joined:
         shapes, names = [(1, width or rank)], ["all"]
@@ -235,8 +235,9 @@ def _codec(units: Sequence[Unit], method: Method, config: BuildConfig, width: in
     return row_codec(names, shapes, factor_rank, method.dtype if config.dtype == "method" else config.dtype, config.seed)
 
 
-def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec, method: Method, tokens: int) -> float:
+def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec, config: BuildConfig, tokens: int) -> float:
     """What turns one example's pairs into a row, on top of the network; for method aligned the gradients only."""
+    method, blow_up = method_named(config.method), config.blow_up or BLOW_UP
     gradients = 2.0 * tokens * sum(unit.outputs * unit.inputs for unit in units)
     width = prod(codec.shapes[0])
     if method.encoder == "aligned":
@@ -244,10 +245,10 @@ def _compress_operations(units: Sequence[Unit], codec: RowCodec | QuantizedCodec
     if method.encoder == "whole":
         return gradients + gradients / tokens * width
     if method.encoder == "entries":
-        return 2.0 * tokens * 4 * width
+        return 2.0 * tokens * blow_up * width
     shapes = [(p, r) for p, r in codec.shapes]
-    if method.encoder == "channels":  # picked, not multiplied; four times the rank on both sides
-        return sum(2.0 * tokens * 16 * p * r for p, r in shapes)
+    if method.encoder == "channels":  # picked, not multiplied
+        return sum(2.0 * tokens * blow_up * p * r for p, r in shapes)
     if method.encoder != "sides":
         raise NotImplementedError(method.encoder)
     sides = sum(2.0 * (unit.outputs * p + unit.inputs * r) for unit, (p, r) in zip(units, shapes, strict=True))

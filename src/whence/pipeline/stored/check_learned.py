@@ -40,7 +40,8 @@ def check_sizes(blueprint: Blueprint, method: Method, units: Sequence[Unit], fol
     Raises:
         StoreCorrupt: If they are other ones.
     """
-    due = [blueprint.rank] if method.is_joined else [math.prod(projected_shape(unit, blueprint.rank)) for unit in units]
+    rank, divisor = blueprint.rank, blueprint.side_divisor
+    due = [rank] if method.is_joined else [math.prod(projected_shape(unit, rank, divisor)) for unit in units]
     sizes = [math.prod(unit.projected) for unit in blueprint.units]
     if method.encoder == "aligned":  # signs of what the axes leave may follow
         sizes = sizes[:1] if len(sizes) <= 2 else sizes

@@ -1,6 +1,7 @@
-"""What shrinks the gradients of a store: made from a seed, or learned once and kept beside it."""
+"""What shrinks the gradients of a store: chosen from a seed, or learned once and kept beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Plan
-from whence.compress import ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
+from whence.compress import BLOW_UP, ChannelMask, Encoder, EntryMask, Kronecker, Random, WholeProjection, projected_shape
 from whence.curvature import fit_axes, fit_mask, fit_second_moments, rounding_share, side_scales
 from whence.data import Dataset
 from whence.distributed import Ranks
@@ -19,6 +20,7 @@ from whence.pipeline.stored.check_learned import check_learned, check_sizes
 from whence.pipeline.stored.code_size import code_choices
 from whence.pipeline.stored.learn_code import aligned_encoder, check_code, learn_code
 from whence.progress import meter
+from whence.records import Unit
 from whence.settings import BuildConfig, Runtime
 from whence.store import Store, damaged, listed_files, read_seals, read_tensors, sha256_of
 from whence.tasks import AbstractTask
@@ -51,7 +53,7 @@ def make_encoder(
         The encoder, and by name of a file the tensors that were learned; empty for a random one.
 
     Raises:
-        StoreCorrupt: If what stored rows were made with is altered or gone.
+        StoreCorrupt: If what stored rows were chosen with is altered or gone.
     """
     method = method_named(config.method)
     name = learned_file(method)
@@ -72,28 +74,26 @@ def make_encoder(
         first = read_seals(folder).get(0)
         if first is not None and first.data != dataset.fingerprint:
             raise StoreCorrupt(
-                found=f"no {name} in {folder}, which the rows there were made with",
+                found=f"no {name} in {folder}, which the rows there were chosen with",
                 needed=f"the same {path.stem} for the rows to be added",
                 do="restore that file from a copy, or build into another folder",
             )
         factors = Path(config.factors) if config.factors is not None else folder / "factors"
         learned = _learn(task, plan, dataset, config, factors, positions, runtime)
-    rank = config.rank or method.rank
-    kind = method.projection if config.projection == "method" else config.projection
-    return _with_learned(task, plan, method, kind, rank, config.seed, learned), {name: learned} if learned else {}
+    return _with_learned(task, plan, _EncoderSettings.of(config), learned), {name: learned} if learned else {}
 
 
 def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Encoder:
     """The encoder of a build; for a method that learns it, a random one of the same shapes."""
     method = method_named(config.method)
-    kind = method.projection if config.projection == "method" else config.projection
     if method.encoder == "aligned":
         return WholeProjection(plan.units, code_choices(config, method.axes_examples)[0].width, "sparse", config.seed, device)
-    return _random(plan, method, "rademacher" if kind == "pca" else kind, config.rank or method.rank, config.seed, device)
+    chosen = _EncoderSettings.of(config)
+    return _random(plan, replace(chosen, kind="rademacher") if chosen.kind == "pca" else chosen, device)
 
 
 def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
-    """The encoder that a store's rows were made with.
+    """The encoder that a store's rows were chosen with.
 
     Raises:
         StoreCorrupt: If the rows, or what was learned for them, are not of this model.
@@ -102,26 +102,62 @@ def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
     method = method_named(blueprint.method)
     name = learned_file(method)
     check_sizes(blueprint, method, plan.units, store.folder)
+    widths = (blueprint.rank, blueprint.side_divisor, blueprint.blow_up)
+    chosen = _EncoderSettings(method, blueprint.projection, *widths, blueprint.seed)
     if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
         learned = store.file(name) if name in store.files else {}
         shapes = store.shapes_of(name) if name in store.files else {}
         check_learned(store.folder / name, learned, shapes, plan.units, blueprint.rank)
-        return _with_learned(task, plan, method, blueprint.projection, blueprint.rank, blueprint.seed, learned)
-    return _random(plan, method, blueprint.projection, blueprint.rank, blueprint.seed, task.device)
+        return _with_learned(task, plan, chosen, learned)
+    return _random(plan, chosen, task.device)
 
 
-def _random(plan: Plan, method: Method, kind: str, rank: int, seed: int, device: torch.device) -> Encoder:
-    if method.encoder == "whole":
-        return WholeProjection(plan.units, rank, cast(Random | Literal["sparse"], kind), seed, device)
-    if method.encoder == "entries":
-        return EntryMask.random(plan.units, rank, seed=seed, device=device)
-    if method.encoder == "channels":
-        return ChannelMask.random(plan.units, rank, seed=seed, device=device)
-    if method.encoder != "sides":
-        raise NotImplementedError(method.encoder)
-    shapes = [projected_shape(unit, rank) for unit in plan.units]
-    return Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=device)
+@dataclass(frozen=True)
+class _EncoderSettings:
+    """How an encoder is chosen, besides what is learned for it.
+
+    Args:
+        method: The method.
+        kind: Of the random projection.
+        rank: Its width on each side, or numbers of a row.
+        side_divisor: Of each side's length instead, 0 for the rank.
+        blow_up: Entries chosen for each number.
+        seed: Of everything random.
+    """
+
+    method: Method
+    kind: str
+    rank: int
+    side_divisor: int
+    blow_up: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: BuildConfig) -> "_EncoderSettings":
+        """As a build asks for it."""
+        method = method_named(config.method)
+        kind = method.projection if config.projection == "method" else config.projection
+        widths = (config.rank or method.rank, config.side_divisor, config.blow_up or BLOW_UP)
+        return cls(method, kind, *widths, config.seed)
+
+    def sides(self, units: Sequence[Unit], device: torch.device) -> Kronecker:
+        """Both sides of each unit projected."""
+        shapes = [projected_shape(unit, self.rank, self.side_divisor) for unit in units]
+        return Kronecker.random(units, shapes, kind=cast(Random, self.kind), seed=self.seed, device=device)
+
+
+def _random(plan: Plan, chosen: _EncoderSettings, device: torch.device) -> Encoder:
+    units, encoder = plan.units, chosen.method.encoder
+    if encoder == "whole":
+        return WholeProjection(units, chosen.rank, cast(Random | Literal["sparse"], chosen.kind), chosen.seed, device)
+    if encoder == "entries":
+        return EntryMask.random(units, chosen.rank, seed=chosen.seed, device=device, blow_up=chosen.blow_up)
+    if encoder == "channels":
+        return ChannelMask.random(units, chosen.rank, seed=chosen.seed, device=device, blow_up=chosen.blow_up)
+    if encoder != "sides":
+        raise NotImplementedError(encoder)
+    return chosen.sides(units, device)
 
 
 def learned_file(method: Method) -> str | None:
@@ -167,13 +203,12 @@ def _learn(
         )  # fmt: skip
 
 
-def _with_learned(
-    task: AbstractTask, plan: Plan, method: Method, kind: str, rank: int, seed: int, learned: Mapping[str, Tensor]
-) -> Encoder:
+def _with_learned(task: AbstractTask, plan: Plan, chosen: _EncoderSettings, learned: Mapping[str, Tensor]) -> Encoder:
+    method = chosen.method
     if method.encoder == "aligned":
-        return aligned_encoder(plan.units, learned, seed, task.device)
+        return aligned_encoder(plan.units, learned, chosen.seed, task.device)
     if method.mask == "selective":
-        return EntryMask.of_places(plan.units, learned["places"], rank, seed=seed, scale=1.0, device=task.device)
+        return EntryMask.of_places(plan.units, learned["places"], chosen.rank, seed=chosen.seed, scale=1.0, device=task.device)
 
     count = range(len(plan.units))
     if method.optimizer_scaled:
@@ -181,8 +216,7 @@ def _with_learned(
         dtype = next(task.model.parameters()).dtype.to_real()
         least = rounding_share(dtype) * max(float(outputs_O.mean()) for outputs_O, _ in moments)
         scales = [side_scales(*pair, least) for pair in moments]
-        shapes = [projected_shape(unit, rank) for unit in plan.units]
-        plain = Kronecker.random(plan.units, shapes, kind=cast(Random, kind), seed=seed, device=task.device)
+        plain = chosen.sides(plan.units, task.device)
         return plain.scaled([left.to(task.device) for left, _ in scales], [right.to(task.device) for _, right in scales])
 
     def side(name: str, index: int) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from whence.compress import BLOW_UP
 from whence.data import Dataset, Example
 from whence.distributed import Ranks
 from whence.errors import BadInput
@@ -229,7 +230,9 @@ def _table(
                 norms_Q=prepared.norms_Q, progress=progress, roots=prepared.roots, weighted=weighted, ranks=ranks,
             )  # fmt: skip
     blueprint = prepared.store.blueprint
-    settings = [f"rank {blueprint.rank}"] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
+    width = f"sides over {blueprint.side_divisor}" if blueprint.side_divisor else f"rank {blueprint.rank}"
+    settings = [width] + ([f"{blueprint.factor_rank} factors"] if blueprint.factor_rank else [])
+    settings += [f"{blueprint.blow_up} entries a number"] if blueprint.blow_up != BLOW_UP else []
     settings += [blueprint.projection] if blueprint.projection != method_named(blueprint.method).projection else []
     settings += [prepared.damping.label] if prepared.damping is not None else []
     weights = None
