@@ -36,7 +36,7 @@ def short_sides(monkeypatch):
     """Sides count as long from 9 on, and a sketch has a column for every row."""
     for module in ("sides", "few_rows"):
         monkeypatch.setattr(import_module(f"whence.curvature.{module}"), "LONG_SIDE", 8)
-    for name, value in (("DIRECTIONS", 1), ("_SPARE", 0)):
+    for name, value in (("DIRECTIONS", 1), ("_SPARE", 0), ("_WORTH", 2)):
         monkeypatch.setattr(import_module("whence.curvature.sides"), name, value)
 
 
@@ -57,8 +57,16 @@ def test_the_span_of_few_rows_is_all_eigenvectors():
 @pytest.mark.parametrize("labels, track", [("dataset", None), ("sampled", ["*mlp*"])])
 def test_the_default_spans_few_rows(short_sides, labels, track):
     """With drawn labels where no short side has a null space: there a basis is a rule's."""
-    # (the head has likely classes, which are another basis)
     task, train, queries = setting(2 if labels == "dataset" else 3, track)
+    table = scored(task, train, queries, labels=labels)
+    close(table.scores, spanned_scores(task, plan_units(task), train.examples, queries.examples, labels=labels))
+    assert any("directions with 100.0% of the trace" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("labels", ["dataset", "sampled"])
+def test_a_side_that_is_mostly_null_has_an_isotropic_rest(monkeypatch, labels):
+    monkeypatch.setattr(import_module("whence.curvature.eigenvectors"), "SETTLED_SIDE", 8)
+    task, train, queries = setting(1)
     table = scored(task, train, queries, labels=labels)
     close(table.scores, spanned_scores(task, plan_units(task), train.examples, queries.examples, labels=labels))
     assert any("directions with 100.0% of the trace" in note for note in table.notes)
@@ -79,14 +87,15 @@ def test_rows_are_counted_where_layers_are_applied(short_sides):
 
 def test_few_rows_choose_directions_of_long_sides_only():
     units = [Unit("a", 4096, 4097, ("a",)), Unit("b", 16384, 4097, ("b",)), Unit("head", 6000, 4096, ("head",))]
+    # Of sides from four times the directions on.
 
     def chosen(rows, **options):
         found = resolved(None, units, device=CPU, positions=1000, rows=rows, **options)
         return found.directions, [directions_of(size, found) for size in (4096, 4097, 6000, 16384)]
 
     assert chosen(None) == chosen(9000) == (1024, [4096, 4097, 6000, 16384])
-    assert chosen(2040) == (2072, [4096, 4097, 2072, 2072])
-    assert chosen(100) == (1024, [1024, 1024, 1024, 1024])
+    assert chosen(2040) == (2072, [4096, 4097, 6000, 2072])
+    assert chosen(100) == (1024, [4096, 4097, 1024, 1024])
     units.append(Unit("head", 50_000, 4096, ("head",)))
     assert chosen(10_000) == chosen(None)  # sketches that take longer than what they are for
     # Where not even a sketch fits, nor the sides below, it is as it would be.

@@ -8,19 +8,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.curvature.sides import LONG_SIDE
+from whence.curvature.sides import LONG_SIDE, ROUNDING, SETTLED_SIDE
+from whence.reflections import Reflected
 
-__all__ = ["diagonal", "diagonal_in", "eigenvectors", "wide"]
+__all__ = ["diagonal", "diagonal_in", "eigenbasis", "eigenvectors", "wide"]
 
 
 def eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Eigenvectors of a weighted sum of second moments, some of them diagonal, shape (N, N); `dtype` is what they were summed in."""
+    return _with_settled_null_space(*_decomposed(moments, weights), dtype)
+
+
+def eigenbasis(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> tuple[Tensor | Reflected, Tensor]:
+    """The basis of a side, and the diagonal of each of its second moments there, shape (roles, N).
+
+    Eigenvectors of a weighted sum of the moments; on a side of which most is a null space those of the range only, and a rest that is
+    isotropic. A rule's basis of so large a null space takes longer than all eigenvectors, and with the directions that float32 sums have lost
+    in it, it is further from exact arithmetic than their mean.
+
+    Args:
+        moments: Matrices or diagonals.
+        weights: Of each in the sum.
+        dtype: What they were summed in.
+    """
+    values_N, vectors_NN = _decomposed(moments, weights)
+    size = len(values_N)
+    is_null_N = values_N <= ROUNDING * torch.finfo(dtype).eps * values_N[-1]
+    count = int(is_null_N.sum())
+    if size <= SETTLED_SIDE or 2 * count < size or count == size:
+        basis_NN = _with_settled_null_space(values_N, vectors_NN, dtype)
+        return basis_NN, torch.stack([diagonal_in(moment, basis_NN) for moment in moments])
+    range_NK = vectors_NN[:, ~is_null_N].flip(1)
+    inside_K = torch.stack([diagonal_in(moment, range_NK) for moment in moments])
+    traces = torch.stack([diagonal(moment).sum() for moment in moments])[:, None]
+    rest = (traces - inside_K.sum(1, keepdim=True)).clamp_min(0) / count
+    return Reflected.towards(range_NK), torch.cat([inside_K, rest.expand(-1, count)], 1)
+
+
+def _decomposed(moments: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     total_NN = sum(
         weight * (moment if moment.ndim == 2 else torch.diag(moment)) for moment, weight in zip(moments, weights, strict=True)
     )
     assert isinstance(total_NN, Tensor)
-    values_N, vectors_NN = torch.linalg.eigh((total_NN + total_NN.T) / 2)
-    return _with_settled_null_space(values_N, vectors_NN, dtype)
+    return torch.linalg.eigh((total_NN + total_NN.T) / 2)
 
 
 def _with_settled_null_space(values_N: Tensor, vectors_NN: Tensor, dtype: torch.dtype) -> Tensor:

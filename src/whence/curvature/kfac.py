@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.capture import Head, ModelRecord, Plan, capture, forecast, in_halves, separate_head
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
-from whence.curvature.eigenvectors import diagonal, diagonal_in, eigenvectors, wide
+from whence.curvature.eigenvectors import diagonal, eigenbasis, wide
 from whence.curvature.groups import in_groups, of_units, unit_bytes
 from whence.curvature.labels import LabelRule, check_outputs, choose_labels, class_count, likely_classes, numbered, objectives
 from whence.curvature.moments import FactorSums
@@ -365,17 +365,15 @@ def _solve_unit(fit: Fit, factors: dict[str, Tensor], index: int) -> dict[str, T
         weights = [scale * trace for scale, trace in zip(scales, traces, strict=True)]
         sketches, blocks = ([factors.get(f"{side}_{kind}.{index}.{role}") for role in roles] for kind in ("sketch", "block"))
         omega_NK, places_K = fit.probes.omega(index, side), factors.get(f"{side}_places.{index}")
-        whole: Tensor | None = None
         if any(moment.ndim == 2 for moment in mine):
-            basis = whole = eigenvectors(mine, weights, dtype)
+            basis, values_KN = eigenbasis(mine, weights, dtype)
         elif places_K is not None and any(block is not None for block in blocks):
             basis, values_KN = blocked_basis(places_K.round().long(), blocks, mine, weights)
         elif omega_NK is not None and any(sketch is not None for sketch in sketches):
             basis, values_KN = reflected_basis(omega_NK, sketches, mine, weights)
         else:
             basis = None
-        if basis is whole:
-            values_KN = torch.stack([diagonal_in(moment, whole) for moment in mine]) if mine else torch.zeros(1, size).double()
+            values_KN = torch.stack([diagonal(moment) for moment in mine]) if mine else torch.zeros(1, size).double()
         if side == "outputs" and scales:
             values_KN = values_KN * torch.tensor(scales, dtype=values_KN.dtype, device=values_KN.device)[:, None]
         bases[f"{side}_values.{index}"] = values_KN.to(dtype)

@@ -27,6 +27,8 @@ from whence.store.files import read_json
 __all__ = [
     "DIRECTIONS",
     "LONG_SIDE",
+    "ROUNDING",
+    "SETTLED_SIDE",
     "Probes",
     "as_basis",
     "basis_notes",
@@ -47,6 +49,8 @@ DIRECTIONS = 1024
 """Kept of a side that is too long for all of its eigenvectors; `benchmarks/widths.py` measures what fewer cost."""
 LONG_SIDE = 2048
 """Sides up to this have their eigenvectors found in float64; on longer ones that takes 2.6 times as long."""
+SETTLED_SIDE = 512
+"""Sides up to this have a basis of their null space settled by a rule however large that is; a longer one that is mostly null has a rest."""
 # Seconds that eigenvectors may take if the passes over the data take less.
 _PATIENCE = 600.0
 # Seconds per cube of a side: measured on one core of an x86 server for 1,024 to 8,192 (float32, LAPACK's divide and conquer); assumed
@@ -56,8 +60,10 @@ _DECOMPOSITION_SECONDS = {"cpu": 8e-11, "cuda": 1e-11}
 _RATE = {"cpu": 2e10, "cuda": 3e13}
 # Numbers per square of a side at the height of its decomposition: the moment, its copy, the vectors and LAPACK's workspace.
 _COPIES = 8
-# Times the precision of a sketch's numbers, below which an eigenvalue of it is rounding.
-_ROUNDING = 8
+ROUNDING = 8
+"""Times the precision of a sketch's numbers, or of a long side's second moment, below which an eigenvalue of it is rounding."""
+# Times its directions, from which on a side is sooner sketched than decomposed.
+_WORTH = 4
 # Columns of a sketch beyond the rank that it is to hold: a square random matrix may be nearly singular.
 _SPARE = 32
 # Numbers per number of a sketch at the height of its decomposition, in float64; and its time in that of a cube of as many operations.
@@ -142,7 +148,7 @@ def _spanned(sides: Sequence[int], rows: int, longest: int, cubes: float, room_b
     Where sketches are too much, too, or sides between would have neither, it is as with many rows.
     """
     width = max(DIRECTIONS, rows + _SPARE)
-    whole = max(LONG_SIDE, 2 * width)
+    whole = max(LONG_SIDE, _WORTH * width)
     long = [side for side in sides if side > whole]
     spent = sum(_SKETCH_CUBES * side * float(width) ** 2 for side in long)
     is_large = 4 * _SKETCH_COPIES * max(long, default=0) * width > room_bytes / 2
@@ -270,7 +276,7 @@ def reflected_basis(
         The basis, None if nothing reached this side; and per role the diagonal of the second moment in it, (roles, N): of the Nystroem
         approximation for the directions, and what is left of the trace evenly for the rest.
     """
-    least = _ROUNDING * torch.finfo(diagonals[0].dtype).eps
+    least = ROUNDING * torch.finfo(diagonals[0].dtype).eps
     omega_NK, diagonals = omega_NK.to(diagonals[0].device).double(), [diagonal.double() for diagonal in diagonals]
     sketches = [None if sketch is None else sketch.to(omega_NK) for sketch in sketches]
     pairs = list(zip(sketches, diagonals, strict=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.curvature import Fit, FitRun, KroneckerCurvature, eigenvectors, fit_factors, fit_values, prepare_fit
-from whence.curvature.sides import LONG_SIDE, basis_tensors, reflected_basis
+from whence.curvature.sides import LONG_SIDE, SETTLED_SIDE, basis_tensors, reflected_basis
 from whence.data import Dataset, Example
 from whence.progress import meter
 from whence.reflections import Blocked, Reflected
@@ -226,7 +226,8 @@ def _basis_seconds(fit: Fit, factors: dict[str, Tensor], everything: int, timing
     """Of all eigenvectors: one side of a kind is found, shorter than it is where it is long, and the others are scaled from it.
 
     Fewer positions than a side is long leave it a null space, whose basis is found too (`whence.curvature.eigenvectors`): its eigenvectors,
-    and two products that take about as long. Gradients of low rank leave a larger one, which nothing here knows.
+    and two products that take about as long; not where that is most of a long side. Gradients of low rank leave a larger one, which nothing
+    here knows.
     """
     rates: dict[tuple[str, bool], float] = {}
     total = 0.0
@@ -238,6 +239,7 @@ def _basis_seconds(fit: Fit, factors: dict[str, Tensor], everything: int, timing
         if key not in rates:
             rates[key] = _rate(fit, factors, index, side, kind, width, timing)
         null = max(0, width - everything) if kind != "sketch" else 0
+        null = 0 if size > SETTLED_SIDE and 2 * null >= width else null
         total += rates[key] * (size * width**2 if kind == "sketch" else width**3 + null**3 + width * null**2)
     return total
 
