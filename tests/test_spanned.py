@@ -13,6 +13,7 @@ from whence.capture import plan_units
 from whence.curvature import few_rows, resolved
 from whence.curvature.sides import directions_of
 from whence.data import Dataset
+from whence.pipeline.forecast.exact import forecast_exact
 from whence.records import Unit
 from whence.settings import EKFAC, FitConfig
 
@@ -70,6 +71,13 @@ def test_a_side_that_is_mostly_null_has_an_isotropic_rest(monkeypatch, labels):
     table = scored(task, train, queries, labels=labels)
     close(table.scores, spanned_scores(task, plan_units(task), train.examples, queries.examples, labels=labels))
     assert any("directions with 100.0% of the trace" in note for note in table.notes)
+
+
+def test_a_forecast_says_that_it_does_not_know_how_many_directions_few_positions_have(monkeypatch):
+    task, train, _ = setting(2)
+    assert "not known here" not in str(forecast_exact(task, train, 1, runtime=QUIET))
+    monkeypatch.setattr("whence.pipeline.forecast.exact_time.SETTLED_SIDE", 8)
+    assert "not known here" in str(forecast_exact(task, train, 1, runtime=QUIET))
 
 
 def test_rows_are_counted_where_layers_are_applied(short_sides):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whence.capture import Plan
+from whence.curvature.sides import SETTLED_SIDE
 from whence.data import Dataset, Example
 from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Footprint
@@ -31,6 +32,7 @@ class ExactSeconds:
         scan: Passes over the data for the scores.
         timed: Examples that this was measured on.
         may_stop: Whether a solver may stop before, where it converges.
+        is_few: Whether the fit has fewer positions than its longest side is long: how many directions they leave it shows in the fit only.
     """
 
     fit: float
@@ -38,6 +40,7 @@ class ExactSeconds:
     scan: float
     timed: int
     may_stop: bool = False
+    is_few: bool = False
 
     @property
     def total(self) -> float:
@@ -51,7 +54,11 @@ class ExactSeconds:
     def __str__(self) -> str:
         parts = f"fit {self.fit:,.0f} s, queries {self.queries:,.0f} s, scores {self.scan:,.0f} s"
         most = "at most, " if self.may_stop else ""
-        return f"time: {most}about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
+        time_text = (
+            f"time: {most}about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
+        )
+        few = "; with fewer positions than its longest side is long the fit is sooner done the fewer directions they have, not known here"
+        return time_text + few * self.is_few
 
 
 def timed_exact(
@@ -77,7 +84,7 @@ def timed_exact(
         timing: How much time it may take.
     """
     few = timed_sample(train, positions, plan.coverage.tracked, timing)
-    curvature, fit = None, 0.0
+    curvature, fit, is_few = None, 0.0, False
     factors = exact_method_named(settings.name).factors
     if factors is not None:
         data = fit_data(task, train, getattr(settings, "fit_on", None))
@@ -88,6 +95,8 @@ def timed_exact(
             task, plan, sample, fit_of(settings), positions, everything=everything, has_values=has_values, timing=timing
         )
         fit = seconds.total(everything)
+        longest = max(max(unit.outputs, unit.inputs) for unit in plan.units)
+        is_few = longest > SETTLED_SIDE and everything < longest
     runtime = Runtime(quiet=True)
     prepared = Prepared(task, plan, Dataset(list(few)), curvature, settings, positions, footprint, runtime)
     asking, scanning, may_stop = _solving_seconds(prepared, few, train, queries, timing) if queries else (0.0, 0.0, False)
@@ -98,6 +107,7 @@ def timed_exact(
         scan=scanning * positions_of(train.examples) / positions_of(few) * passes,
         timed=len(few),
         may_stop=may_stop,
+        is_few=is_few,
     )
 
 
