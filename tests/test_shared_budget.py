@@ -59,6 +59,21 @@ def test_what_is_asked_for_is_the_budget_and_a_disk_bounds_it():
     assert within_budget(UNITS, 48, BuildConfig(factors="fit"), WHOLE)[0] == WHOLE
 
 
+@pytest.mark.parametrize("parameters", [400_000, 4_000_000, 10**8, 10**9])
+@pytest.mark.parametrize("shared", ["8m", "64m", "256m", "1g"])
+def test_coordinates_give_way_before_axes_do(parameters, shared):
+    """As many axes as a row has bits for, as long as a sixteenth of the coordinates is left, or 65 thousand, or a million."""
+    units = tuple(Unit(f"w{number}", 500, parameters // 5000, (f"w{number}",)) for number in range(10))
+    config = BuildConfig(bytes_per_example="8k", shared_bytes=shared)
+    fit, size = within_budget(units, 2000, config, FitConfig(largest_side=1, directions=1))
+    widest, least = max(choice.width for choice in size.choices), max(1 << 16, min(1 << 20, parameters // 16))
+    assert size.shared_bytes <= 1.05 * int(config.shared_bytes)
+    if widest < 0.95 * min(size.samples, 2000):
+        assert size.coordinates <= 1.3 * least or widest <= 1024 * 1.3
+    if size.coordinates < 0.7 * min(least, parameters):
+        assert widest <= 1024 * 1.3  # coordinates come in squares
+
+
 @pytest.mark.parametrize("how", [{"is_begun": True}, {"config": BuildConfig(factors="fit", bytes_per_example=512)}])
 def test_bases_that_are_kept_leave_room_for_axes(how):
     """Those of a fit in a folder of its own may be larger than the whole default budget: a code of one coordinate is none."""

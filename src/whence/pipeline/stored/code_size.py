@@ -34,7 +34,10 @@ _WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
 _FEWEST_SAMPLES = 256
 # Of so many times more documents than the sample holds, what is kept of its members is worth less than axes that more documents taught.
 _MANY, _STREAMED = 8, 8192
-# Axes that are given up before coordinates are, where shared bytes are few.
+# Where shared bytes are few, coordinates give way to axes down to a share of all and these bounds, then axes down to these. Few
+# coordinates hold most of what scores are (benchmarks/slots.py: of 10.5 million a tenth keeps a correlation of .98), and documents
+# without an axis of their own or near it lose far more.
+_SHARE_OF_COORDINATES, _FEW_COORDINATES, _MANY_COORDINATES = 1 / 16, 1 << 16, 1 << 20
 _FEWEST_AXES = 1024
 # In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.
 STORED_TYPES = ("int1", "int2", "int4", "int8", "bfloat16", "float16", "float32", "float64")
@@ -128,7 +131,8 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     widest = max(choice.width for choice in code_choices(config, samples))
     fitting = 8 * axes_bytes // widest
     if config.shared_bytes:
-        widest = min(widest, max(_FEWEST_AXES, 8 * axes_bytes // parameters))
+        least = min(parameters, max(_FEW_COORDINATES, min(_MANY_COORDINATES, int(_SHARE_OF_COORDINATES * parameters))))
+        widest = min(widest, max(_FEWEST_AXES, 8 * axes_bytes // parameters, 8 * (axes_bytes // least - _SCALE_OF_AXES)))
         fitting, axes_bytes = _fitting(parameters, widest, axes_bytes)
     # Coordinates give way to axes of one bit, then examples to coordinates, down to a few.
     coordinates = min(parameters, max(1, fitting), _SAMPLE_BYTES // (2 * min(samples, _FEWEST_SAMPLES)))

@@ -1,4 +1,4 @@
-"""What shrinks the gradients of a store: chosen from a seed, or learned once and kept beside it."""
+"""What shrinks the gradients of a store: made from a seed, or learned once and kept beside it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ def make_encoder(
         The encoder, and by name of a file the tensors that were learned; empty for a random one.
 
     Raises:
-        StoreCorrupt: If what stored rows were chosen with is altered or gone.
+        StoreCorrupt: If what stored rows were made with is altered or gone.
     """
     method = method_named(config.method)
     name = learned_file(method)
@@ -74,7 +74,7 @@ def make_encoder(
         first = read_seals(folder).get(0)
         if first is not None and first.data != dataset.fingerprint:
             raise StoreCorrupt(
-                found=f"no {name} in {folder}, which the rows there were chosen with",
+                found=f"no {name} in {folder}, which the rows there were made with",
                 needed=f"the same {path.stem} for the rows to be added",
                 do="restore that file from a copy, or build into another folder",
             )
@@ -88,12 +88,12 @@ def random_encoder(plan: Plan, config: BuildConfig, device: torch.device) -> Enc
     method = method_named(config.method)
     if method.encoder == "aligned":
         return WholeProjection(plan.units, code_choices(config, method.axes_examples)[0].width, "sparse", config.seed, device)
-    chosen = _EncoderSettings.of(config)
-    return _random(plan, replace(chosen, kind="rademacher") if chosen.kind == "pca" else chosen, device)
+    how = _EncoderSettings.of(config)
+    return _random(plan, replace(how, kind="rademacher") if how.kind == "pca" else how, device)
 
 
 def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
-    """The encoder that a store's rows were chosen with.
+    """The encoder that a store's rows were made with.
 
     Raises:
         StoreCorrupt: If the rows, or what was learned for them, are not of this model.
@@ -103,19 +103,19 @@ def stored_encoder(store: Store, plan: Plan, task: AbstractTask) -> Encoder:
     name = learned_file(method)
     check_sizes(blueprint, method, plan.units, store.folder)
     widths = (blueprint.rank, blueprint.side_divisor, blueprint.blow_up)
-    chosen = _EncoderSettings(method, blueprint.projection, *widths, blueprint.seed)
+    how = _EncoderSettings(method, blueprint.projection, *widths, blueprint.seed)
     if name is not None:
         # Where every side is at most as wide as the rank there was nothing to learn.
         learned = store.file(name) if name in store.files else {}
         shapes = store.shapes_of(name) if name in store.files else {}
         check_learned(store.folder / name, learned, shapes, plan.units, blueprint.rank)
-        return _with_learned(task, plan, chosen, learned)
-    return _random(plan, chosen, task.device)
+        return _with_learned(task, plan, how, learned)
+    return _random(plan, how, task.device)
 
 
 @dataclass(frozen=True)
 class _EncoderSettings:
-    """How an encoder is chosen, besides what is learned for it.
+    """How an encoder is made, besides what is learned for it.
 
     Args:
         method: The method.
@@ -147,17 +147,17 @@ class _EncoderSettings:
         return Kronecker.random(units, shapes, kind=cast(Random, self.kind), seed=self.seed, device=device)
 
 
-def _random(plan: Plan, chosen: _EncoderSettings, device: torch.device) -> Encoder:
-    units, encoder = plan.units, chosen.method.encoder
+def _random(plan: Plan, how: _EncoderSettings, device: torch.device) -> Encoder:
+    units, encoder = plan.units, how.method.encoder
     if encoder == "whole":
-        return WholeProjection(units, chosen.rank, cast(Random | Literal["sparse"], chosen.kind), chosen.seed, device)
+        return WholeProjection(units, how.rank, cast(Random | Literal["sparse"], how.kind), how.seed, device)
     if encoder == "entries":
-        return EntryMask.random(units, chosen.rank, seed=chosen.seed, device=device, blow_up=chosen.blow_up)
+        return EntryMask.random(units, how.rank, seed=how.seed, device=device, blow_up=how.blow_up)
     if encoder == "channels":
-        return ChannelMask.random(units, chosen.rank, seed=chosen.seed, device=device, blow_up=chosen.blow_up)
+        return ChannelMask.random(units, how.rank, seed=how.seed, device=device, blow_up=how.blow_up)
     if encoder != "sides":
         raise NotImplementedError(encoder)
-    return chosen.sides(units, device)
+    return how.sides(units, device)
 
 
 def learned_file(method: Method) -> str | None:
@@ -203,12 +203,12 @@ def _learn(
         )  # fmt: skip
 
 
-def _with_learned(task: AbstractTask, plan: Plan, chosen: _EncoderSettings, learned: Mapping[str, Tensor]) -> Encoder:
-    method = chosen.method
+def _with_learned(task: AbstractTask, plan: Plan, how: _EncoderSettings, learned: Mapping[str, Tensor]) -> Encoder:
+    method = how.method
     if method.encoder == "aligned":
-        return aligned_encoder(plan.units, learned, chosen.seed, task.device)
+        return aligned_encoder(plan.units, learned, how.seed, task.device)
     if method.mask == "selective":
-        return EntryMask.of_places(plan.units, learned["places"], chosen.rank, seed=chosen.seed, scale=1.0, device=task.device)
+        return EntryMask.of_places(plan.units, learned["places"], how.rank, seed=how.seed, scale=1.0, device=task.device)
 
     count = range(len(plan.units))
     if method.optimizer_scaled:
@@ -216,7 +216,7 @@ def _with_learned(task: AbstractTask, plan: Plan, chosen: _EncoderSettings, lear
         dtype = next(task.model.parameters()).dtype.to_real()
         least = rounding_share(dtype) * max(float(outputs_O.mean()) for outputs_O, _ in moments)
         scales = [side_scales(*pair, least) for pair in moments]
-        plain = chosen.sides(plan.units, task.device)
+        plain = how.sides(plan.units, task.device)
         return plain.scaled([left.to(task.device) for left, _ in scales], [right.to(task.device) for _, right in scales])
 
     def side(name: str, index: int) -> Tensor | None:
