@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-NAMES = ("grad-dot-exact", "ekfac", "ekfac-run", "tracin", "source", "fast-source", "astra-source", "unroll")
+NAMES = ("grad-dot-exact", "ekfac", "ekfac-run", "tracin", "less", "source", "fast-source", "astra-source", "unroll")
 
 
 def main():

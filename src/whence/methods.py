@@ -283,6 +283,14 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             passes="1 query + 1 score per checkpoint",
         ),
         ExactMethod(
+            name="less",
+            summary="cosines of the query's gradient and the update that the run's optimizer would make of an example, at every checkpoint",
+            paper="Xia et al. 2024, arXiv 2402.04333",
+            factors=None,
+            needs_run=True,
+            passes="1 query + 1 score per checkpoint",
+        ),
+        ExactMethod(
             name="unroll",
             summary="the exact derivative of a recorded run by every example's weight: the run made again, then differentiated backwards",
             paper="Ilyas and Engstrom 2025, arXiv 2504.16430",

@@ -197,6 +197,7 @@ ENTRIES = (
     _exact("ekfac", is_ensembled=True),
     _through_run("ekfac-run", "ekfac"),
     _through_run("tracin", "tracin"),
+    _through_run("less", "less"),
     _through_run("source", "source"),
     _through_run("fast-source", "source", average_weights=True),
     _through_run("astra-source", "astra-source", not_on=_TOO_LONG),

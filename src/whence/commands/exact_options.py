@@ -108,8 +108,8 @@ class ExactOptions:
     Args:
         final: Those of methods of the final weights.
         normalize: Divide scores by norms.
-        run: Folder of a recorded training run: needed by source, astra-source, tracin and unroll; ekfac, kfac, pcg and astra are averaged
-            over it.
+        run: Folder of a recorded training run: needed by source, astra-source, tracin, less and unroll; ekfac, kfac, pcg and astra are
+            averaged over it.
         checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
         segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
         average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.

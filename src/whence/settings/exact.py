@@ -23,13 +23,13 @@ Fields that several have mean the same in all of them:
   against each other, by the losses that the run says or by making it again between two near checkpoints.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
-from whence.errors import BadInput, UnknownOption
 from whence.settings.checks import typed
 from whence.settings.curvature import Damping, FitConfig
+from whence.settings.exact_checks import Form, Matrix, Normalize, check_exact
 
 __all__ = [
     "ASTRA",
@@ -43,6 +43,7 @@ __all__ = [
     "ExactSettings",
     "Form",
     "GradDot",
+    "Less",
     "LiSSA",
     "Matrix",
     "Normalize",
@@ -51,11 +52,6 @@ __all__ = [
     "TracIn",
     "Unroll",
 ]
-
-Normalize = Literal["cosine", "relatif", "theta-relatif"]
-Matrix = Literal["gauss_newton", "hessian"]
-Form = Literal["full", "diagonal"]
-"""How the exponential of P H is taken where the optimizer multiplies gradients with P: whole, or of its diagonal."""
 
 FolderName = str | Path | None
 
@@ -76,7 +72,7 @@ class EKFAC:
     checkpoints: int = 3
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +91,7 @@ class KFAC:
     checkpoints: int = 3
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +104,7 @@ class GradDot:
     normalize: Normalize | None = None
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +126,7 @@ class PCG:
     checkpoints: int = 3
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +146,7 @@ class CG:
     examples: int | None = None
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +170,7 @@ class ASTRA:
     checkpoints: int = 3
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +197,7 @@ class LiSSA:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +220,7 @@ class Nystroem:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +245,7 @@ class Arnoldi:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +262,7 @@ class DataInf:
     examples: int | None = None
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +294,7 @@ class Source:
     online_bases: bool = False
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +318,7 @@ class AstraSource:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +336,25 @@ class TracIn:
     any_loss: bool = False
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+@typed
+class Less:
+    """Cosines of gradients and the optimizer's updates at every checkpoint of a run, times learning rates (Xia et al. 2024).
+
+    Args:
+        per_segment: Whether the table also has each checkpoint's part of the scores.
+    """
+
+    name: ClassVar[str] = "less"
+    run: FolderName = None
+    per_segment: bool = False
+    any_loss: bool = False
+
+    def __post_init__(self):
+        check_exact(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,46 +366,23 @@ class Unroll:
     run: FolderName = None
 
     def __post_init__(self):
-        _check(self)
+        check_exact(self)
 
 
 ExactSettings = (
-    EKFAC | KFAC | GradDot | PCG | CG | ASTRA | LiSSA | Nystroem | Arnoldi | DataInf | Source | AstraSource | TracIn | Unroll
+    EKFAC
+    | KFAC
+    | GradDot
+    | PCG
+    | CG
+    | ASTRA
+    | LiSSA
+    | Nystroem
+    | Arnoldi
+    | DataInf
+    | Source
+    | AstraSource
+    | TracIn
+    | Less
+    | Unroll
 )
-
-_POSITIVE = (
-    "iterations",
-    "tolerance",
-    "examples",
-    "rank",
-    "batch_examples",
-    "repeats",
-    "segments",
-    "query_rank",
-    "checkpoints",
-)
-_CHOICES = {"normalize": (None, *get_args(Normalize)), "matrix": get_args(Matrix), "form": get_args(Form)}
-
-
-def _check(settings: ExactSettings) -> None:
-    """What a type cannot say of a field.
-
-    Raises:
-        BadInput: If a number is not positive.
-        UnknownOption: If a word is none of the choices.
-    """
-    for field_ in fields(settings):
-        value = getattr(settings, field_.name)
-        if field_.name in _POSITIVE and value is not None and not value > 0:
-            raise BadInput(
-                found=f"{field_.name}={value} for {settings.name}", needed="a positive number", do=f"leave {field_.name} out"
-            )
-        if field_.name in _CHOICES and value not in _CHOICES[field_.name]:
-            choices = ", ".join(word for word in _CHOICES[field_.name] if word)
-            raise UnknownOption(found=f"{field_.name}={value!r}", needed=f"one of: {choices}", do="pick one")
-    if getattr(getattr(settings, "damping", None), "rule", None) is not None:
-        raise BadInput(
-            found=f"a damping rule for {settings.name}",
-            needed="a number, since the published rules are for the rows of a store",
-            do="pass Damping(relative=...) or Damping(absolute=...)",
-        )

@@ -1,5 +1,6 @@
 """Going back through a recorded run: SOURCE on what was recorded, and the run's exact derivative."""
 
+from whence.unroll.directions import Directions, directions_of
 from whence.unroll.exponential import shrinkage
 from whence.unroll.implicit import implicit_damping
 from whence.unroll.replay import Replay, trainable
@@ -14,6 +15,7 @@ from whence.unroll.sweep import Verified, metagradients, tangents, verify
 from whence.unroll.walk import carry, carry_averaged, of_unit
 
 __all__ = [
+    "Directions",
     "Replay",
     "Room",
     "Run",
@@ -25,6 +27,7 @@ __all__ = [
     "carry_averaged",
     "check_contents",
     "check_loss",
+    "directions_of",
     "implicit_damping",
     "measure_sweep",
     "metagradients",

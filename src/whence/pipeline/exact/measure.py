@@ -33,6 +33,8 @@ _SQUARES, _SQUARES_COPIES = 1 << 22, 2
 _SCAN_NUMBERS = 1 << 21
 # Copies of a query's gradient held at once by solvers: the right side, the solution, directions, residuals, products.
 _SOLVER_COPIES = 12
+# Of an example's gradient while an optimizer's update is made of it, and multiplied in float64.
+_UPDATE_COPIES = 12
 # Going back through a run, the query itself is kept through the scan, too; and a segment's exponential holds so many vectors of one unit.
 _RUN_COPIES, _RUN_HELD, _UNIT_COPIES = 6, 2, 8
 # Numbers of whole query gradients held at a time where only their factors or sums are kept.
@@ -97,6 +99,7 @@ def measure(
     scan = 2 * min(_SCAN_NUMBERS * number_bytes(task), examples_at_once * largest)
     scan = max(scan, sum(squares) if demand.norms else 0)
     gradients_at_once = made_at_once(plan.units)
+    scan = max(scan, _UPDATE_COPIES * parameters) if settings.name == "less" else scan
     free = room - batch_bytes - fit.result - fixed - table
     row, whole, whole_at_once = query, 0, max(demand.rows, 1)
     if demand.query_rank is not None or demand.is_summed:

@@ -294,6 +294,8 @@ def as_table(
 
 def unit_of(prepared: Prepared) -> str:
     """Of a score: the measurement's, or what a plain product of gradients is."""
+    if prepared.settings.name == "less":
+        return "cosine, times learning rates"
     if prepared.curvature is None and not prepared.method.needs_run:
         return f"inner product of gradients / {len(prepared.train):,}"
     return prepared.task.unit

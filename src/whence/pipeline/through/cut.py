@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from whence.errors import BadInput, Unsupported
 from whence.pipeline.exact.footprint import Demand
-from whence.settings import AstraSource, ExactSettings, Source, TracIn, Unroll
+from whence.settings import AstraSource, ExactSettings, Less, Source, TracIn, Unroll
 from whence.unroll import Run, Segment, open_run
 
 __all__ = ["CutRun", "cut_for"]
 
-RunSettings = Source | AstraSource | TracIn | Unroll
+RunSettings = Source | AstraSource | TracIn | Less | Unroll
 _CUT = Source | AstraSource
 
 

@@ -13,9 +13,11 @@ from whence.errors import BadInput, OutOfMemory, Unsupported
 from whence.pipeline.exact.chunks import Chunk, in_chunks, question
 from whence.pipeline.exact.prepare import Prepared
 from whence.pipeline.through.cut import CutRun
+from whence.pipeline.through.less import less_scores
 from whence.pipeline.through.run_sums import RunSums
 from whence.pipeline.through.source import source_scores, tracin_scores
 from whence.score import ExactScores
+from whence.settings import Less
 from whence.unroll import check_contents, check_loss
 
 __all__ = ["through_run"]
@@ -44,16 +46,11 @@ def through_run(
         The scores, and what a reader should know.
 
     Raises:
-        BadInput: If parts by unit and by segment are both asked for.
         Unsupported: If tracked parameters were moved by an optimizer that was not recorded.
         OutOfMemory: If the queries do not fit at once and the curvature would be fitted again for every few of them.
     """
-    if per_unit and cut.per_segment:
-        raise BadInput(
-            found="per_unit with per_segment",
-            needed="one of them: the parts of a table add up to it",
-            do="ask for each by itself",
-        )
+    _refuse_parts(cut, per_unit=per_unit, tokens=tokens)
+    is_less = isinstance(cut.settings, Less)
     need = prepared.footprint
     if need.rows_at_once < need.rows and prepared.method.factors is not None and prepared.folder is None:
         raise OutOfMemory(
@@ -83,6 +80,9 @@ def through_run(
     def make(rows: range) -> Chunk:
         some = queries if weights_GQ is not None else Dataset(queries.examples[rows.start : rows.stop])
         weights = None if weights_GQ is None else weights_GQ[rows.start : rows.stop]
+        if is_less:
+            scores, notes = less_scores(prepared, cut, some, weights_GQ=weights)
+            return scores.to_tensors(), notes
         sums = RunSums(
             prepared, len(rows), cut.segments, per_segment=cut.per_segment, per_unit=per_unit, tokens=tokens
         )  # fmt: skip
@@ -104,7 +104,27 @@ def through_run(
     notes = [
         *dict.fromkeys(note for _, chunk_notes in chunks for note in chunk_notes),
         *said_before,
-        *cut.run.notes_of_data(unseen),
+        *([] if is_less else cut.run.notes_of_data(unseen)),
         *contents.notes,
     ]
     return ExactScores.joined([tensors for tensors, _ in chunks]), notes
+
+
+def _refuse_parts(cut: CutRun, *, per_unit: bool, tokens: Sequence[int]) -> None:
+    """Refuse parts that do not add up to the table.
+
+    Raises:
+        BadInput: If parts by unit and by segment are both asked for, or the method has none.
+    """
+    if isinstance(cut.settings, Less) and (per_unit or tokens):
+        raise BadInput(
+            found=f"{'per_unit' if per_unit else 'tokens_of'} for less",
+            needed="whole examples: what an optimizer makes of a gradient is no sum of what it makes of its parts",
+            do="leave it out, or pass method='tracin'",
+        )
+    if per_unit and cut.per_segment:
+        raise BadInput(
+            found="per_unit with per_segment",
+            needed="one of them: the parts of a table add up to it",
+            do="ask for each by itself",
+        )
