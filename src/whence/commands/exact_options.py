@@ -111,6 +111,8 @@ class ExactOptions:
         run: Folder of a recorded training run: needed by source, astra-source, tracin, less and unroll; ekfac, kfac, pcg and astra are
             averaged over it.
         checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
+        members: Short runs that ekfac, kfac, pcg and astra are averaged over in place of checkpoints: further models, each trained for a
+            tenth of that run's steps, 50 at least.
         segments: Per stage of that run, within which curvature and gradients are taken as constant; 3 if left out.
         average_weights: One fit and one pass per segment, at its mean weights, instead of one per checkpoint.
         form: Of the exponential for Adam and its kin: of the whole product of what it multiplies gradients with and the curvature, or of
@@ -124,6 +126,7 @@ class ExactOptions:
     normalize: Literal["cosine", "relatif", "theta-relatif"] | None = None
     run: Path | None = None
     checkpoints: int | None = None
+    members: int | None = None
     segments: int | None = None
     average_weights: Annotated[bool, Parameter(negative="")] = False
     form: Literal["full", "diagonal"] | None = None

@@ -16,6 +16,7 @@ from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.pipeline.through.along import AlongSettings, along_run
 from whence.pipeline.through.cut import CutRun, cut_for
 from whence.pipeline.through.exact_unroll import unrolled_table
+from whence.pipeline.through.members import over_members
 from whence.pipeline.through.through_run import through_run
 from whence.plans import attribute_stages
 from whence.progress import Stages, staged
@@ -49,8 +50,8 @@ def attribute(
     product of a solver and in the scan, and make the gradients of all queries: as long as the model, they would take longer to send. The
     table is that of one process but for the order of sums, on every process.
 
-    With a recorded run, ekfac, kfac, pcg and astra are averaged over checkpoints of it instead of asking the final weights alone; see
-    `whence.EKFAC`.
+    With a recorded run, ekfac, kfac, pcg and astra are averaged over checkpoints of it, or over further models trained by its steps
+    (`members`), instead of asking the final weights alone; see `whence.EKFAC`.
 
     Args:
         task: Model, per-example loss and measurement.
@@ -106,6 +107,8 @@ def _table(
     with runtime.ranks.connected():
         if cut is not None:
             return _through(task, dataset, wanted, cut, runtime)
+        if isinstance(settings, AlongSettings) and settings.members is not None:
+            return over_members(task, dataset, wanted, settings, runtime)
         if isinstance(settings, AlongSettings) and settings.run is not None:
             return along_run(task, dataset, wanted, settings, runtime)
         if not runtime.is_quiet and runtime.ranks.count == 1:

@@ -19,6 +19,8 @@ Fields that several have mean the same in all of them:
 - `run`: folder of a run that `whence.Recorder` kept. With it, a method of the final weights is averaged over the run instead: its scores at
   `checkpoints` of it (per stage, all if fewer were kept), each with query, example and curvature at those weights, weighted by the learning
   rate.
+- `members`: with `run`, the method is averaged over further models in place of checkpoints: the final weights and so many short runs, a
+  tenth of the run's steps each (50 at least), that whence trains itself; see `whence.unroll.short_run`. None trains none.
 - `any_loss`: whether the task's loss may be another one than the run lowered, as it is where examples were augmented; False holds them
   against each other, by the losses that the run says or by making it again between two near checkpoints.
 """
@@ -70,6 +72,7 @@ class EKFAC:
     normalize: Normalize | None = None
     run: FolderName = None
     checkpoints: int = 3
+    members: int | None = None
 
     def __post_init__(self):
         check_exact(self)
@@ -89,6 +92,7 @@ class KFAC:
     normalize: Normalize | None = None
     run: FolderName = None
     checkpoints: int = 3
+    members: int | None = None
 
     def __post_init__(self):
         check_exact(self)
@@ -124,6 +128,7 @@ class PCG:
     examples: int | None = None
     run: FolderName = None
     checkpoints: int = 3
+    members: int | None = None
 
     def __post_init__(self):
         check_exact(self)
@@ -168,6 +173,7 @@ class ASTRA:
     seed: int = 0
     run: FolderName = None
     checkpoints: int = 3
+    members: int | None = None
 
     def __post_init__(self):
         check_exact(self)

@@ -148,7 +148,8 @@ def keeping_factors(settings: ExactSettings, folder: Path) -> ExactSettings:
 
 def settings_record(settings: ExactSettings) -> dict[str, Any]:
     """What scores depend on besides model and data, as JSON takes it: not where files lie."""
-    names = [item.name for item in fields(settings) if item.name not in ("factors", "fit_on", "run", "checkpoints", "damping")]
+    apart = ("factors", "fit_on", "run", "checkpoints", "members", "damping")
+    names = [item.name for item in fields(settings) if item.name not in apart]
     return {name: asdict(value) if isinstance(value := getattr(settings, name), FitConfig) else value for name in names}
 
 

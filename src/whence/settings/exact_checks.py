@@ -22,6 +22,7 @@ _POSITIVE = (
     "segments",
     "query_rank",
     "checkpoints",
+    "members",
 )
 _CHOICES = {"normalize": (None, *get_args(Normalize)), "matrix": get_args(Matrix), "form": get_args(Form)}
 
@@ -42,6 +43,12 @@ def check_exact(settings: Any) -> None:
         if field_.name in _CHOICES and value not in _CHOICES[field_.name]:
             choices = ", ".join(word for word in _CHOICES[field_.name] if word)
             raise UnknownOption(found=f"{field_.name}={value!r}", needed=f"one of: {choices}", do="pick one")
+    if getattr(settings, "members", None) is not None and getattr(settings, "run", None) is None:
+        raise BadInput(
+            found=f"members for {settings.name} without a run",
+            needed="the folder of a recorded training run, by whose steps they are trained",
+            do="record one with whence.Recorder and pass run='folder' (--run FOLDER), or leave members out",
+        )
     if getattr(getattr(settings, "damping", None), "rule", None) is not None:
         raise BadInput(
             found=f"a damping rule for {settings.name}",

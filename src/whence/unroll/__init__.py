@@ -10,17 +10,20 @@ from whence.unroll.same_contents import check_contents
 from whence.unroll.same_loss import check_loss
 from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
+from whence.unroll.short_runs import FINAL_SHARE, ShortRun, clipped_to, short_run, steps_of
 from whence.unroll.smoothness import Smoothness, smoothness_of
 from whence.unroll.sweep import Verified, metagradients, tangents, verify
 from whence.unroll.walk import carry, carry_averaged, of_unit
 
 __all__ = [
     "Directions",
+    "FINAL_SHARE",
     "Replay",
     "Room",
     "Run",
     "Scaling",
     "Segment",
+    "ShortRun",
     "Smoothness",
     "Verified",
     "carry",
@@ -28,14 +31,17 @@ __all__ = [
     "check_contents",
     "check_loss",
     "directions_of",
+    "clipped_to",
     "implicit_damping",
     "measure_sweep",
     "metagradients",
     "of_unit",
     "open_run",
     "scaling_of",
+    "short_run",
     "shrinkage",
     "smoothness_of",
+    "steps_of",
     "tangents",
     "trainable",
     "verify",

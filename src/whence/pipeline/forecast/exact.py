@@ -12,7 +12,7 @@ from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Demand, Footprint
 from whence.pipeline.exact.measure import measure, room_bytes
 from whence.pipeline.exact.prepare import fit_data, sized
-from whence.pipeline.forecast.exact_time import ExactSeconds, timed_exact
+from whence.pipeline.forecast.exact_time import ExactSeconds, timed_exact, training_seconds
 from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, timed_sample
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
@@ -130,7 +130,9 @@ def _forecast(
     demand = demand if cut is None else cut.demanded(demand)
     weights = 1
     if isinstance(settings, AlongSettings) and settings.run is not None:
-        weights = len(points_of(open_run(settings.run), settings.checkpoints))
+        weights = 1 + (settings.members or 0)
+        if settings.members is None:
+            weights = len(points_of(open_run(settings.run), settings.checkpoints))
         demand = replace(demand, fits=weights, passes=weights)
     wanted = runtime.positions(example.length for example in dataset.examples)
     footprint = measure(task, plan, dataset.examples, settings, batch, demand, room=room, batch_positions=wanted)
@@ -140,6 +142,9 @@ def _forecast(
         positions = wanted or batch.batch_positions
         weights = demand.passes if isinstance(settings, TracIn) else weights
         seconds = timed_exact(task, plan, dataset, queries, settings, footprint, positions, timing).at_checkpoints(weights)
+        if isinstance(settings, AlongSettings) and settings.run is not None and settings.members is not None:
+            training = training_seconds(task, dataset, open_run(settings.run), settings.members, positions, timing)
+            seconds = replace(seconds, training=training)
     return ExactForecast(plan.coverage, footprint, tuple(cut_bases), seconds)
 
 

@@ -18,8 +18,9 @@ from whence.pipeline.forecast.solver_time import product_seconds, products_of
 from whence.pipeline.forecast.timing import Timing, positions_of, scan_seconds, timed, timed_fit, timed_sample
 from whence.settings import ExactSettings, Runtime, fit_of
 from whence.tasks import AbstractTask
+from whence.unroll import Replay, Run, steps_of
 
-__all__ = ["ExactSeconds", "timed_exact"]
+__all__ = ["ExactSeconds", "timed_exact", "training_seconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class ExactSeconds:
         timed: Examples that this was measured on.
         may_stop: Whether a solver may stop before, where it converges.
         is_few: Whether the fit has fewer positions than its longest side is long: how many directions they leave it shows in the fit only.
+        training: Of further models, by the steps of a recorded run.
     """
 
     fit: float
@@ -41,18 +43,20 @@ class ExactSeconds:
     timed: int
     may_stop: bool = False
     is_few: bool = False
+    training: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it, besides checks."""
-        return self.fit + self.queries + self.scan
+        return self.fit + self.queries + self.scan + self.training
 
     def at_checkpoints(self, count: int) -> "ExactSeconds":
-        """Of a run that does all of it at so many checkpoints, whose passes for scores are counted already."""
+        """Of a run that does all of it at so many checkpoints or models, whose passes for scores are counted already."""
         return replace(self, fit=self.fit * count, queries=self.queries * count)
 
     def __str__(self) -> str:
         parts = f"fit {self.fit:,.0f} s, queries {self.queries:,.0f} s, scores {self.scan:,.0f} s"
+        parts += f", training {self.training:,.0f} s" if self.training else ""
         most = "at most, " if self.may_stop else ""
         time_text = (
             f"time: {most}about {self.total:,.0f} s by {self.timed} examples and a smaller side's eigenvectors ({parts})"
@@ -109,6 +113,27 @@ def timed_exact(
         may_stop=may_stop,
         is_few=is_few,
     )
+
+
+def training_seconds(
+    task: AbstractTask, train: Dataset, run: Run, members: int, positions: int, timing: Timing = Timing()
+) -> float:
+    """What short runs beside a recorded one take, by one of its steps.
+
+    Args:
+        task: Model and loss.
+        train: The training data.
+        run: The recorded run.
+        members: How many.
+        positions: Per batch.
+        timing: How much time it may take.
+    """
+    replay = Replay(task, train, run, max_positions=positions)
+    steps = [step for number in range(members) for step in steps_of(run, number)]
+    with replay.prepared_model():
+        state = replay.load(0)
+        _, seconds = timed(lambda: replay.gradients(state, steps[0]), timing)
+    return seconds * len(steps)
 
 
 def _solving_seconds(

@@ -21,7 +21,7 @@ from whence.settings import ASTRA, EKFAC, KFAC, PCG, Runtime
 from whence.tasks import AbstractTask
 from whence.unroll import Run, check_contents, open_run
 
-__all__ = ["AlongSettings", "Point", "along_run", "points_of"]
+__all__ = ["AlongSettings", "Point", "along_run", "common_notes", "points_of"]
 
 AlongSettings = EKFAC | KFAC | PCG | ASTRA
 
@@ -132,7 +132,7 @@ def along_run(
     first, seconds = tables[0], time.monotonic() - started
     return ScoreTable(
         torch.stack([table.scores for table in tables]).sum(0), first.query_ids, train.ids, first.unit,
-        f"{first.method}, along a run", (*notes, *_notes(points, tables)),
+        f"{first.method}, along a run", (*notes, *common_notes([f"after {point.step:,} steps" for point in points], tables)),
         parts=_sums(table.parts for table in tables), tokens=_sums(table.tokens for table in tables), seconds=seconds,
     )  # fmt: skip
 
@@ -168,13 +168,13 @@ def _sums(sums: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return total
 
 
-def _notes(points: Sequence[Point], tables: Sequence[ScoreTable]) -> list[str]:
-    """What was said at every checkpoint once, the rest with the step."""
+def common_notes(names: Sequence[str], tables: Sequence[ScoreTable]) -> list[str]:
+    """What was said of all tables once, the rest behind the name of its table.
+
+    Args:
+        names: Of the tables.
+        tables: The tables.
+    """
     common = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
-    own = [
-        f"after {point.step:,} steps: {note}"
-        for point, table in zip(points, tables, strict=True)
-        for note in table.notes
-        if note not in common
-    ]
+    own = [f"{name}: {note}" for name, table in zip(names, tables, strict=True) for note in table.notes if note not in common]
     return [*common, *own]
