@@ -20,7 +20,7 @@ from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.settings import Runtime
 from whence.tasks import AbstractTask
-from whence.unroll import FINAL_SHARE, Replay, ShortRun, check_loss, clipped_to, open_run, short_run, steps_of
+from whence.unroll import FINAL_SHARE, Replay, ShortRun, check_contents, check_loss, clipped_to, open_run, short_run, steps_of
 from whence.unroll.sweep import dropout_of
 
 __all__ = ["over_members"]
@@ -55,7 +55,9 @@ def over_members(
     unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     lengths = (example.length for example in train.examples)
     positions = runtime.positions(lengths) or forecast(task, plan_units(task), train.examples).batch_positions
-    notes += check_loss(task, train, run, max_positions=positions, quiet=runtime.is_quiet)
+    contents = check_contents(task, train, run)
+    notes += contents.notes
+    notes += check_loss(task, train, run, max_positions=positions, quiet=runtime.is_quiet, labels=contents.labels)
     replay = Replay(task, train, run, max_positions=positions)
     replay.limit = clipped_to(replay)
     folder = None if settings.factors is None else Path(settings.factors)
@@ -75,7 +77,7 @@ def over_members(
         with _weights(task.model, short.weights):
             tables.append(scored(f"member-{number}"))
     first, names = tables[0], ["final weights", *(f"short run {number + 1}" for number in range(settings.members))]
-    notes = [*_notes(replay, shorts), *notes, *run.notes_of_data([]), *common_notes(names, tables)]
+    notes = [*_notes(replay, shorts), *notes, *common_notes(names, tables)]
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met are scored too, the first {unseen[0]!r}")
     return ScoreTable(
