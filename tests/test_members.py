@@ -7,7 +7,10 @@ from torch import nn
 import whence
 from tests.settings import QUIET, keywords_of
 from tests.test_source import OPTIMIZERS, data, network, queries_of, train, train_in_stages
+from whence.distributed import Ranks
 from whence.errors import BadInput, Unsupported
+from whence.pipeline.exact.scorer import TableRequest
+from whence.pipeline.through import members as members_module
 from whence.progress import meter
 from whence.unroll import Replay, clipped_to, short_run, short_runs, steps_of
 
@@ -126,6 +129,11 @@ def test_what_cannot_be_trained_again_is_refused(tmp_path):
         whence.EKFAC(run=tmp_path / "run", members=0)
     with pytest.raises(BadInput, match="needed the final weights alone"):
         whence.self_influence(task, train_set, method=whence.EKFAC(run=tmp_path / "run", members=1), runtime=QUIET)
+    wanted = TableRequest.of(queries_of(task, 2), train_set)
+    with pytest.raises(BadInput, match="found members for 2 processes; needed one process"):
+        members_module.over_members(
+            task, train_set, wanted, whence.EKFAC(run=tmp_path / "run", members=1), whence.Runtime(ranks=Ranks(0, 2))
+        )
     model = nn.Sequential(network("mlp"), nn.BatchNorm1d(3).double())
     task, train_set = recorded(tmp_path / "batches", model, torch.optim.SGD(model.parameters(), lr=0.1), 10)
     with pytest.raises(Unsupported, match="found a model with statistics of batches, which short runs would not learn"):

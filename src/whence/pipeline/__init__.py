@@ -16,6 +16,7 @@ from whence.pipeline.stored.refit import refit
 from whence.pipeline.stored.row_vectors import query_vectors
 from whence.pipeline.stored.spool import spool
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
+from whence.pipeline.through.run_store import build_along, score_along
 from whence.pipeline.words import store_words, with_words
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ScaleForecast",
     "attribute",
     "build",
+    "build_along",
     "damping_sweep",
     "ensemble_table",
     "export",
@@ -40,6 +42,7 @@ __all__ = [
     "query_vectors",
     "refit",
     "sample_images",
+    "score_along",
     "score_table",
     "self_influence",
     "smoothness",

@@ -21,7 +21,7 @@ from whence.settings import ASTRA, EKFAC, KFAC, PCG, Runtime
 from whence.tasks import AbstractTask
 from whence.unroll import Run, check_contents, open_run
 
-__all__ = ["AlongSettings", "Point", "along_run", "common_notes", "points_of"]
+__all__ = ["AlongSettings", "Point", "along_run", "as_part", "common_notes", "points_of"]
 
 AlongSettings = EKFAC | KFAC | PCG | ASTRA
 
@@ -121,7 +121,7 @@ def along_run(
         met_request = replace(wanted, tokens=[row for row, example in enumerate(met.examples) if example.id in tokens])
         with run.weights(task.model, [point.step], at="measurements"):
             table = fit_scorer(task, met, own, met_request.demand(own), runtime).table(met_request)
-        tables.append(_weighted(table, point, train.ids))
+        tables.append(as_part(table, point, train.ids))
     steps = ", ".join(f"{point.step:,}" for point in points)
     notes = [
         f"mean over {len(points)} of {len(run.checkpoints) - 1} checkpoints of a recorded run of {run.steps:,} steps, after {steps} steps, "
@@ -137,8 +137,14 @@ def along_run(
     )  # fmt: skip
 
 
-def _weighted(table: ScoreTable, point: Point, ids: Sequence[str]) -> ScoreTable:
-    """A table at one checkpoint as its part of the sum, with a column for every training example."""
+def as_part(table: ScoreTable, point: Point, ids: Sequence[str]) -> ScoreTable:
+    """A table at one checkpoint as its part of the sum along a run.
+
+    Args:
+        table: Scores of what the checkpoint's stage met.
+        point: The checkpoint.
+        ids: Of the sum's columns.
+    """
     number_of = {name: number for number, name in enumerate(ids)}
     columns = torch.tensor([number_of[name] for name in table.train_ids])
     weights_N = torch.tensor(

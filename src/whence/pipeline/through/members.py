@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from whence.capture import forecast, plan_units, put_back
 from whence.data import Dataset
+from whence.errors import BadInput
 from whence.pipeline.exact.scorer import TableRequest, fit_scorer
 from whence.pipeline.through.along import AlongSettings, common_notes
 from whence.progress import meter, say
@@ -47,10 +48,16 @@ def over_members(
     Raises:
         StoreMismatch: If the model, the data or the loss are not those of the run.
         Unsupported: If the run cannot be made again, see `whence.unroll.Replay`.
-        BadInput: If short runs learn too little.
+        BadInput: If short runs learn too little, or there are several processes.
     """
     started = time.monotonic()
     assert settings.run is not None and settings.members is not None
+    if runtime.ranks.count > 1:
+        raise BadInput(
+            found=f"members for {runtime.ranks.count} processes",
+            needed="one process: each would train models that differ in their last bits",
+            do="start it without torchrun, or leave members out",
+        )
     run = open_run(settings.run)
     unseen, notes = run.check(task.model, train), run.check_computed(task.model)
     lengths = (example.length for example in train.examples)
