@@ -90,7 +90,7 @@ def score_along(
 ) -> ScoreTable:
     """Scores of the stores that `build_along` made: score_i = N sum_k w_k s_ki score_i(store k), as EK-FAC along a run adds them up.
 
-    w_k is the checkpoint's share of the learning rates and s_ki the example's share of what its stage met. Every query is asked at the
+    w_k is the checkpoint's share of the learning rates and s_ki the example's share of what its stage met. Every query is query_data at the
     weights of each store.
 
     Args:
@@ -109,7 +109,7 @@ def score_along(
         BadInput: If a store is missing.
         StoreMismatch: If one is of another model.
     """
-    started, folder, recorded, asked = time.monotonic(), Path(folder), open_run(run), as_dataset(task, queries)
+    started, folder, recorded, query_data = time.monotonic(), Path(folder), open_run(run), as_dataset(task, queries)
     _check_count(checkpoints)
     points = points_of(recorded, checkpoints)
     if missing := [point.step for point in points if not (folder / f"step-{point.step}" / "manifest.json").exists()]:
@@ -121,7 +121,7 @@ def score_along(
     tables, parts = [], []
     for point in points:
         with recorded.weights(task.model, [point.step], at="measurements"):
-            tables.append(score_table(folder / f"step-{point.step}", task, asked, damping=damping, runtime=runtime))
+            tables.append(score_table(folder / f"step-{point.step}", task, query_data, damping=damping, runtime=runtime))
         wide = replace(tables[-1], scores=tables[-1].scores.double())
         parts.append(as_part(wide, point, recorded.ids))
     first = tables[0]
