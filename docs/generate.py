@@ -48,7 +48,16 @@ API = {
 # Rooms of which only what people call is shown; of the others, everything.
 SHOWN = {
     "load": ("stream_records",),
-    "pipeline": ("GradientLog", "damping_sweep", "ensemble_table", "fit_curvature", "sample_images", "spool"),
+    "pipeline": (
+        "GradientLog",
+        "build_along",
+        "damping_sweep",
+        "ensemble_table",
+        "fit_curvature",
+        "sample_images",
+        "score_along",
+        "spool",
+    ),
     "methods": ("METHODS", "EXACT_METHODS"),
     "score": ("Ensemble",),
     "serve": ("Client", "ServeConfig"),
