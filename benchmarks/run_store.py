@@ -1,6 +1,6 @@
 """Does a store of a run beat a store of its end? The same bytes for each example, spent on one checkpoint or on several.
 
-    for s in digits-stages digits-early; do python benchmarks/run_store.py whence-bench/$s; done
+    for s in digits-stages digits-early digits-mlp; do python benchmarks/run_store.py whence-bench/$s; done
 
 LDS with a 95 % interval over queries and subsets, and the difference from the store of the final weights in the same draws. The run is the
 first model's, recorded again with six checkpoints a stage. An example has rows in the stores of the stages that met it.
