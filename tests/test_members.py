@@ -127,6 +127,8 @@ def test_what_cannot_be_trained_again_is_refused(tmp_path):
         whence.EKFAC(members=2)
     with pytest.raises(BadInput, match="found members=0 for ekfac; needed a positive number"):
         whence.EKFAC(run=tmp_path / "run", members=0)
+    with pytest.raises(BadInput, match="found checkpoints=5 with members=2 for ekfac; needed one of them"):
+        whence.EKFAC(run=tmp_path / "run", members=2, checkpoints=5)
     with pytest.raises(BadInput, match="needed the final weights alone"):
         whence.self_influence(task, train_set, method=whence.EKFAC(run=tmp_path / "run", members=1), runtime=QUIET)
     wanted = TableRequest.of(queries_of(task, 2), train_set)

@@ -50,10 +50,25 @@ def test_a_build_goes_on_and_what_is_missing_is_refused(tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in written}
     with pytest.raises(BadInput, match="found no finished store step-6 in .*; needed one at each of 3 checkpoints"):
         score_along(tmp_path / "stores", task, queries_of(task, 2), run=tmp_path / "run", runtime=QUIET)
-    with pytest.raises(BadInput, match="found checkpoints=0; needed 1 or more"):
-        build_along(task, train_set, tmp_path / "other", run=tmp_path / "run", checkpoints=0, runtime=QUIET)
+    for count in (0, "2", True):
+        with pytest.raises(BadInput, match=f"found checkpoints={count!r}; needed 1 or more"):
+            build_along(task, train_set, tmp_path / "other", run=tmp_path / "run", checkpoints=count, runtime=QUIET)
+    with pytest.raises(BadInput, match="where a task belongs"):
+        build_along(task.model, train_set, tmp_path / "other", **options, runtime=QUIET)
+    with pytest.raises(BadInput, match="where a task belongs"):
+        score_along(tmp_path / "stores", task.model, queries_of(task, 2), **options, runtime=QUIET)
     train(tmp_path / "second", "momentum", epochs=1, every=2)
     with pytest.raises(StoreMismatch, match="is not what the run in .* ended with"):
         build_along(task, train_set, tmp_path / "other", run=tmp_path / "second", runtime=QUIET)
     with pytest.raises(StoreMismatch):
         score_along(tmp_path / "stores", task, queries_of(task, 2), run=tmp_path / "second", checkpoints=2, runtime=QUIET)
+
+
+def test_it_says_what_it_could_not_compare_and_what_no_store_has(tmp_path, capsys):
+    stages = {"first": range(30), "second": range(20, 50)}
+    task, train_set = train_in_stages(tmp_path / "run", stages, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    config = whence.BuildConfig(method="logra")
+    build_along(task, train_set, tmp_path / "stores", run=tmp_path / "run", checkpoints=1, config=config)
+    said = capsys.readouterr().err
+    assert "examples were compared with the run's by id only" in said
+    assert "10 examples that the run never met are in no store, the first '50'" in said

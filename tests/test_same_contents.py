@@ -9,7 +9,7 @@ from torch import nn
 
 import whence
 from tests.settings import QUIET
-from whence.errors import StoreCorrupt, StoreMismatch
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.store.files import SEAL, read_tensors, write_record, write_tensors
 
 
@@ -122,3 +122,15 @@ def test_contents_go_where_their_steps_go(tmp_path):
         write_record(tmp_path / "run.json", {key: value for key, value in record.items() if key != SEAL})
         with pytest.raises(StoreCorrupt, match="contents"):
             whence.runs.open_run(tmp_path)
+
+
+def test_inputs_that_are_not_by_keyword_are_refused(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with whence.Recorder(tmp_path, model, optimizer, every=1) as run:
+        for inputs in (torch.ones(1, 2), [1]):
+            with pytest.raises(BadInput, match="found inputs of type"):
+                run.batch(["x"], inputs=inputs)
+        run.batch(["x"])
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()

@@ -118,6 +118,11 @@ def test_weights_and_lengths_and_when_the_validation_gradient_is_taken():
         soft.choose([99])
     with pytest.raises(BadInput, match="found a selection without the training's optimizer"):
         TrainingSelection(task, rows[:16], rows[16:]).choose([1])
+    for other in (torch.optim.AdamW(network().parameters()), "adamw"):  # of a copy, whose scores would all be 0
+        with pytest.raises(BadInput, match="that steps no parameter of the task's model"):
+            TrainingSelection(task, rows[:16], rows[16:], other).choose([1])
+    with pytest.raises(BadInput, match="where a task belongs"):
+        TrainingSelection(model, rows[:16], rows[16:])
     with pytest.raises(BadInput, match="found keep='9 tokens'"):
         TrainingSelection(task, rows[:16], rows[16:], config=SelectInTraining(keep="9 tokens"))
     muon = torch.optim.Muon([model[0].weight], lr=0.1)

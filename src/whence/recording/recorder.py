@@ -153,7 +153,7 @@ class Recorder:
             inputs: What the model gets by keyword: digests of tokens and labels are kept, which attribution compares with its examples.
 
         Raises:
-            BadInput: If the batch is empty, or the divisor is not positive.
+            BadInput: If the batch is empty, the divisor is not positive, or `inputs` are not by keyword.
         """
         self._check_open()
         self._check_restored()
@@ -164,8 +164,8 @@ class Recorder:
                 needed="at least one id and a positive divisor",
                 do="pass the ids of the batch's examples",
             )
+        self.log.see(names, {} if inputs is None else inputs)
         self._pending.append((names, divided_by))
-        self.log.see(names, inputs or {})
         if self._curvature is not None:
             self._curvature.watch(len(names), self.steps)
         if self._hooks is not None:

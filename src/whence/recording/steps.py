@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.errors import StoreCorrupt
+from whence.errors import BadInput, StoreCorrupt
 from whence.optimizers import SETTINGS
 from whence.recording.contents import Content, contents_of
 from whence.recording.ranks import rank_folder
@@ -98,7 +98,16 @@ class Steps:
         Args:
             ids: Of a micro-batch.
             inputs: What the model gets, see `contents_of`.
+
+        Raises:
+            BadInput: If they are not by keyword.
         """
+        if not isinstance(inputs, Mapping):
+            raise BadInput(
+                found=f"inputs of type {type(inputs).__name__}",
+                needed="what the model gets by keyword",
+                do="pass such as inputs={'input_ids': tokens, 'labels': labels}",
+            )
         rows = [row for row, name in enumerate(ids) if name not in self.contents]
         if rows:
             for row, content in zip(rows, contents_of(inputs, len(ids), rows), strict=False):

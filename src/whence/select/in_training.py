@@ -14,6 +14,7 @@ from whence.capture import Blocks, as_blocks, check_task, forecast, frozen, plan
 from whence.data import Dataset, batches
 from whence.errors import BadInput, NonFinite, Unsupported
 from whence.optimizers import candidates, counted, flat_state
+from whence.pipeline.inputs import refuse_bare_model
 from whence.progress import meter
 from whence.recording import check_device, narrow_steps, numbered
 from whence.score import exact_scores
@@ -64,7 +65,7 @@ class TrainingSelection:
         config: How many are kept, and how they are ranked.
 
     Raises:
-        BadInput: If what is to be kept is in tokens.
+        BadInput: If what is to be kept is in tokens, or a model is passed for a task.
     """
 
     @records_only(config=SelectInTraining)
@@ -77,6 +78,7 @@ class TrainingSelection:
         *,
         config: SelectInTraining = SelectInTraining(),
     ):
+        refuse_bare_model(task)
         self.task, self.optimizer, self._config = task, optimizer, config
         self._budget = Budget.read(config.keep)
         if self._budget.unit == "tokens":
@@ -184,7 +186,7 @@ class TrainingSelection:
         """What the optimizer multiplies gradients with as it is now, by parameter; learning rates as shares of the largest.
 
         Raises:
-            BadInput: If there is no optimizer.
+            BadInput: If there is no optimizer, or it steps none of the model's parameters.
             Unsupported: If it is no diagonal.
         """
         if self.optimizer is None:
@@ -195,6 +197,13 @@ class TrainingSelection:
             )
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's, around the one that steps
         name_of = {id(value): name for name, value in self.task.model.named_parameters()}
+        stepped = [id(value) for group in getattr(optimizer, "param_groups", ()) for value in group["params"]]
+        if not any(name_of.get(key) in self._wanted for key in stepped):
+            raise BadInput(
+                found=f"a {type(optimizer).__name__} that steps no parameter of the task's model",
+                needed="the optimizer that trains this very model, not a copy of it",
+                do="make the task and the optimizer of one model",
+            )
         largest = max(float(group["lr"]) for group in optimizer.param_groups)
         gains = {name: torch.zeros(()) for name in self._wanted}  # of what it does not step
         for group in optimizer.param_groups:

@@ -31,7 +31,7 @@ def check_exact(settings: Any) -> None:
     """What a type cannot say of a field.
 
     Raises:
-        BadInput: If a number is not positive.
+        BadInput: If a number is not positive, or options do not go together.
         UnknownOption: If a word is none of the choices.
     """
     for field_ in fields(settings):
@@ -48,6 +48,12 @@ def check_exact(settings: Any) -> None:
             found=f"members for {settings.name} without a run",
             needed="the folder of a recorded training run, by whose steps they are trained",
             do="record one with whence.Recorder and pass run='folder' (--run FOLDER), or leave members out",
+        )
+    if getattr(settings, "members", None) is not None and settings.checkpoints != type(settings).checkpoints:
+        raise BadInput(
+            found=f"checkpoints={settings.checkpoints} with members={settings.members} for {settings.name}",
+            needed="one of them: further models take the place of checkpoints",
+            do="leave one of the two out",
         )
     if getattr(getattr(settings, "damping", None), "rule", None) is not None:
         raise BadInput(

@@ -118,8 +118,9 @@ def _notes(replay: Replay, shorts: list[ShortRun]) -> list[str]:
     """How the further models came about."""
     run, losses = replay.run, ", ".join(f"{short.loss:.4g}" for short in shorts)
     of_run = sum(short.loss_of_run for short in shorts) / len(shorts)
+    count = f"{len(shorts)} short run{'s' if len(shorts) > 1 else ''}"
     notes = [
-        f"mean over the final weights and {len(shorts)} short runs of {shorts[0].steps:,} of a recorded run's {run.steps:,} steps, from "
+        f"mean over the final weights and {count} of {shorts[0].steps:,} of a recorded run's {run.steps:,} steps, from "
         f"weights {FINAL_SHARE:.0%} final and the rest first ones, shuffled; losses at their ends {losses}, of the run {of_run:.4g}"
     ]
     if dropout := dropout_of(replay.task.model):

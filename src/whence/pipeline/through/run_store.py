@@ -13,7 +13,7 @@ import torch
 
 from whence.data import Dataset
 from whence.errors import BadInput
-from whence.pipeline.inputs import as_dataset
+from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.query import score_table
 from whence.pipeline.through.along import as_part, common_notes, points_of
@@ -59,11 +59,15 @@ def build_along(
         StoreMismatch: If the model or the data are not those of the run, or a folder holds a store of something else.
         BadInput: If `checkpoints` is not positive.
     """
-    folder, recorded, dataset = Path(folder), open_run(run), as_dataset(task, data)
+    refuse_bare_model(task)
     _check_count(checkpoints)
-    recorded.check(task.model, dataset)
-    recorded.check_computed(task.model)
-    check_contents(task, dataset, recorded, may_differ=True)
+    folder, recorded, dataset = Path(folder), open_run(run), as_dataset(task, data)
+    unseen, notes = recorded.check(task.model, dataset), recorded.check_computed(task.model)
+    notes += check_contents(task, dataset, recorded, may_differ=True).notes
+    if unseen:
+        notes.append(f"{len(unseen):,} examples that the run never met are in no store, the first {unseen[0]!r}")
+    if notes and not runtime.is_quiet:
+        say("\n".join(notes))
     points, stores = points_of(recorded, checkpoints), []
     for number, point in enumerate(points):
         if not runtime.is_quiet:
@@ -109,8 +113,11 @@ def score_along(
         BadInput: If a store is missing.
         StoreMismatch: If one is of another model.
     """
-    started, folder, recorded, query_data = time.monotonic(), Path(folder), open_run(run), as_dataset(task, queries)
+    started = time.monotonic()
+    refuse_bare_model(task)
     _check_count(checkpoints)
+    folder, recorded, query_data = Path(folder), open_run(run), as_dataset(task, queries)
+    run_notes = recorded.check_computed(task.model)
     points = points_of(recorded, checkpoints)
     if missing := [point.step for point in points if not (folder / f"step-{point.step}" / "manifest.json").exists()]:
         raise BadInput(
@@ -133,7 +140,7 @@ def score_along(
         scores=torch.stack([part.scores for part in parts]).sum(0),
         train_ids=recorded.ids,
         method=f"{first.method}, along a run",
-        notes=(note, *common_notes([f"after {point.step:,} steps" for point in points], tables)),
+        notes=(note, *run_notes, *common_notes([f"after {point.step:,} steps" for point in points], tables)),
         bytes_per_example=sum(sizes) / len(recorded.ids),
         seconds=time.monotonic() - started,
         provenance={},
@@ -141,10 +148,10 @@ def score_along(
 
 
 def _check_count(checkpoints: int) -> None:
-    """Refuse fewer than one checkpoint.
+    """Refuse fewer checkpoints than one.
 
     Raises:
         BadInput: If there are.
     """
-    if checkpoints < 1:
-        raise BadInput(found=f"checkpoints={checkpoints}", needed="1 or more", do="leave it out for 3")
+    if type(checkpoints) is not int or checkpoints < 1:
+        raise BadInput(found=f"checkpoints={checkpoints!r}", needed="1 or more", do="leave it out for 3")
