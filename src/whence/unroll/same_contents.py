@@ -64,7 +64,7 @@ def check_contents(task: AbstractTask, train: Dataset, run: Run, *, may_differ: 
             f"{here.num_tokens:,} tokens, there {there.num_tokens:,}",
             needed="the token ids that were trained on: scores are of them",
             do="prepare the records as training did (tokenizer, special tokens, max_length with long='truncate') and under the same ids, or, "
-            "where training changed examples at random, write any_loss=True into the method (--any-loss)",
+            "where training changed examples at random, take source, tracin or less with any_loss=True (--any-loss)",
         )
     notes = (
         []

@@ -33,7 +33,7 @@ _DRAWS, _DEVIATIONS = 8, 5.0
 _MOST_PASSES = 2.0
 _DO = (
     "pass a task whose loss is what was trained (label smoothing, weights of classes, another reduction; divided_by of batch() says what it "
-    "is divided by), or, where examples were augmented, any_loss=True in the method (--any-loss)"
+    "is divided by), or, where examples were augmented, any_loss=True (--any-loss) in source, tracin or less"
 )
 
 
