@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.curvature.sides import LONG_SIDE, ROUNDING, SETTLED_SIDE
+from whence.curvature.sides import LONG_SIDE, ROUNDING
 from whence.reflections import Reflected
 
-__all__ = ["diagonal", "diagonal_in", "eigenbasis", "eigenvectors", "wide"]
+__all__ = ["SETTLED_SIDE", "diagonal", "diagonal_in", "eigenbasis", "eigenvectors", "wide"]
+
+SETTLED_SIDE = 512
+"""Sides up to this have a basis of their null space settled by a rule however large that is; a longer one that is mostly null has a rest."""
 
 
 def eigenvectors(moments: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,6 @@ __all__ = [
     "DIRECTIONS",
     "LONG_SIDE",
     "ROUNDING",
-    "SETTLED_SIDE",
     "Probes",
     "as_basis",
     "basis_notes",
@@ -49,12 +48,9 @@ DIRECTIONS = 1024
 """Kept of a side that is too long for all of its eigenvectors; `benchmarks/widths.py` measures what fewer cost."""
 LONG_SIDE = 2048
 """Sides up to this have their eigenvectors found in float64; on longer ones that takes 2.6 times as long."""
-SETTLED_SIDE = 512
-"""Sides up to this have a basis of their null space settled by a rule however large that is; a longer one that is mostly null has a rest."""
 # Seconds that eigenvectors may take if the passes over the data take less.
 _PATIENCE = 600.0
-# Seconds per cube of a side: measured on one core of an x86 server for 1,024 to 8,192 (float32, LAPACK's divide and conquer); assumed
-# for an accelerator.
+# Seconds per cube of a side: measured on an x86 core for 1,024 to 8,192 (float32, LAPACK's divide and conquer), assumed for an accelerator.
 _DECOMPOSITION_SECONDS = {"cpu": 8e-11, "cuda": 1e-11}
 # Operations a second that a pass over the data reaches, per thread or device.
 _RATE = {"cpu": 2e10, "cuda": 3e13}

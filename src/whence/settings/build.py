@@ -54,8 +54,8 @@ class BuildConfig:
             number for each and are exact for any document on these queries and what they span, and on others for their part in that span.
         shared_bytes: For methods that whiten rows, bytes of everything that rows share (bases, axes and what goes with them), a number or one
             like 8m; 0 takes as many as the rows take and a quarter of the parameters', 320 MiB at least, 256 MiB of them for axes. What does
-            not fit is cut: directions of bases, coordinates to a sixteenth, then axes. Bases of a fit that is there already are kept, and 0 grows by
-            what they take.
+            not fit is cut: directions of bases, coordinates to a sixteenth, then axes. Bases of a fit that is there already are kept, and 0
+            grows by what they take.
 
     Raises:
         BadInput: If a number is negative or set for a method that does not use it.

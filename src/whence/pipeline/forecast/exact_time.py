@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from whence.capture import Plan
-from whence.curvature.sides import SETTLED_SIDE
+from whence.curvature.eigenvectors import SETTLED_SIDE
 from whence.data import Dataset, Example
 from whence.methods import exact_method_named
 from whence.pipeline.exact.footprint import Footprint

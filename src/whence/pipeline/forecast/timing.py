@@ -17,7 +17,8 @@ from torch import Tensor
 
 from whence.capture import Plan
 from whence.curvature import Fit, FitRun, KroneckerCurvature, eigenvectors, fit_factors, fit_values, prepare_fit
-from whence.curvature.sides import LONG_SIDE, SETTLED_SIDE, basis_tensors, reflected_basis
+from whence.curvature.eigenvectors import SETTLED_SIDE
+from whence.curvature.sides import LONG_SIDE, basis_tensors, reflected_basis
 from whence.data import Dataset, Example
 from whence.progress import meter
 from whence.reflections import Blocked, Reflected
