@@ -18,7 +18,7 @@ def example(name):
 
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_blocks("docs/curation.md", 2)
+    run_blocks("docs/curation.md", 3)
     assert capsys.readouterr().out.startswith("48 ") and (tmp_path / "chosen" / "list.jsonl").exists()
 
 

@@ -207,13 +207,13 @@ def test_groups_one_after_the_other_do_not_meet(processes):
 def _decomposed(ranks, folder):
     import whence.curvature.kfac as kfac
 
-    sides, solve = [], kfac.eigenvectors
+    sides, solve = [], kfac.eigenbasis
 
     def counted(moments, weights, dtype):
         sides.append(len(moments[0]))
         return solve(moments, weights, dtype)
 
-    kfac.eigenvectors = counted
+    kfac.eigenbasis = counted
     torch.manual_seed(0)
     widths = [40, 30, 4, 4, 4, 4]  # one dear layer first, whose rank takes no other
     layers = [torch.nn.Linear(a, b, bias=False).double() for a, b in zip(widths, widths[1:], strict=False)]

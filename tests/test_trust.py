@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import py_compile
 import shutil
+from pathlib import Path
 
 import pytest
 
 from whence.cli import main
+from whence.functions import function_at
 
 CODE = """
 import os, pathlib
@@ -89,6 +92,17 @@ def test_code_runs_when_a_person_names_it_or_trusts_the_store(run, downloaded):
         err = run(*VERBS["query"], *given, status=2)
         assert "two models" in err and ran(downloaded)
         os.remove(downloaded / "ran")
+
+
+def test_what_runs_is_what_the_file_says(tmp_path):
+    """Compiled code beside it, as new as the file says, is not what a person reads."""
+    path = tmp_path / "mine.py"
+    path.write_text("def answer():\n    return 1\n")
+    cached = Path(py_compile.compile(str(path), doraise=True))
+    stat = path.stat()
+    path.write_text("def answer():\n    return 2\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cached.exists() and function_at(f"{path}:answer")() == 2
 
 
 def test_inspect_says_what_would_run_and_runs_nothing(run, downloaded, honest):

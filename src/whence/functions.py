@@ -4,7 +4,9 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from whence.errors import BadInput
@@ -23,6 +25,13 @@ def absolute(name: str) -> str:
     return f"{Path(path).resolve()}{colon}{function}" if path else name
 
 
+class _FromSource(SourceFileLoader):
+    """Runs what is in the file: no compiled code is read from beside it, and none is left there, which may be somebody's store."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def function_at(name: str) -> Callable[..., Any]:
     """The function that a name of the form file.py:function stands for; the file is run.
 
@@ -34,7 +43,7 @@ def function_at(name: str) -> Callable[..., Any]:
         raise BadInput(found=f"the name {name!r}", needed="file.py:function", do="add the name of the function")
     if not Path(path).is_file():
         raise BadInput(found=f"no Python file {path}", needed="file.py:function", do="check the path")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path, loader=_FromSource(Path(path).stem, path))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)  # dataclasses look their module up by name
