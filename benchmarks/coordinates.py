@@ -11,7 +11,7 @@ Axes: Q queries, N documents, W coordinates of a row, M of all, S documents that
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from whence.compress import SparseSketch, Whitened
 from whence.curvature import KroneckerCurvature, ResolvedDamping, fit_ekfac, resolved, whiten
 from whence.curvature.code_choice import rest_share, rotation, rounded
 from whence.data import Example
-from whence.errors import WhenceError
+from whence.errors import BadInput
 from whence.evaluate import Bank, evaluate, mean_interval, pearson, spearman
 from whence.progress import meter
 from whence.records import ScoreTable
@@ -85,7 +85,7 @@ def gathered(setting: Setting, folder: Path, sizes: Sequence[int]) -> None:
 
 
 def _file(folder: Path, size: int) -> Path:
-    return folder / f"others-left-out-{size}.npy"
+    return folder / f"rows-{size}.npy"
 
 
 def products(folder: Path, size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def main() -> None:
     exact_QN = torch.from_numpy(np.load(options.scratch / "exact.npy"))
     try:
         bank = setting.bank(only_finished=True, quiet=True)
-    except WhenceError:
+    except BadInput:  # fewer than three halves are there
         bank = None
     count = exact_QN.shape[1]
     everything = torch.arange(count)
@@ -201,7 +201,7 @@ def main() -> None:
             print(f"| {size:,} | {code} | {' | '.join(parts)} |", flush=True)
 
 
-def cell(measure, found_QN: Tensor, exact_QN: Tensor) -> str:
+def cell(measure: Callable[[Tensor, Tensor], Tensor], found_QN: Tensor, exact_QN: Tensor) -> str:
     """Mean over queries with its interval."""
     part = mean_interval(measure(found_QN.double(), exact_QN.double()))
     return f"{part.mean:.3f} [{part.low:.3f}, {part.high:.3f}]"

@@ -64,7 +64,15 @@ class EntryMask:
     def random(
         cls, units: Sequence[Unit], width_K: int, *, seed: int, device: torch.device, blow_up: int = BLOW_UP
     ) -> "EntryMask":
-        """So many random entries for every number of a row."""
+        """Random entries, `blow_up` for every number of a row; reproducible from the seed, the units' names and both counts.
+
+        Args:
+            units: The units.
+            width_K: Numbers of a row.
+            seed: The run's seed.
+            device: Where it works.
+            blow_up: Entries for each number; all there are, if that is fewer.
+        """
         size = joined_unit(units).inputs
         places_M = random_places(size, blow_up * width_K, seed=seed, name="entries of the gradient")
         return cls.of_places(units, places_M, width_K, seed=seed, scale=(size / len(places_M)) ** 0.5, device=device)

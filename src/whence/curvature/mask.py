@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.capture import Plan, capture, in_halves
-from whence.compress import EntryMask, SparseSketch, WholeProjection, joined_unit, random_places
+from whence.compress import BLOW_UP, EntryMask, SparseSketch, WholeProjection, joined_unit, random_places
 from whence.data import Example, batches
 from whence.progress import Meter
 from whence.records import Pair
@@ -17,10 +17,9 @@ from whence.tasks import AbstractTask
 
 __all__ = ["fit_mask", "mask_objective"]
 
-# The authors' code: weight of the penalty, learning rate, entries kept per number of a row.
+# The authors' code: weight of the penalty, learning rate.
 _PENALTY = 0.1
 _LEARNING_RATE = 0.01
-_KEPT_PER_NUMBER = 4
 # Ours: the choice is made among random candidates, by few examples, since every step multiplies all pairs of them.
 _CANDIDATES_PER_KEPT = 4
 _EXAMPLES = 128
@@ -58,7 +57,7 @@ def fit_mask(
     Returns:
         `places`, rising, int64: entries counted over all units one after the other, each row by row.
     """
-    num_candidates = _KEPT_PER_NUMBER * width
+    num_candidates = BLOW_UP * width
     size = joined_unit(plan.units).inputs
     candidates_C = random_places(size, _CANDIDATES_PER_KEPT * num_candidates, seed=seed, name="candidates for the mask")
     if len(candidates_C) <= num_candidates:

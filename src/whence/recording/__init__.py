@@ -6,7 +6,15 @@ from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
 from whence.recording.recorder import Recorder
 from whence.recording.trainer import record_trainer
-from whence.recording.trainer_batches import TrainerBatch, check_device, narrow_steps, numbered, watch_steps
+from whence.recording.trainer_batches import (
+    TrainerBatch,
+    check_device,
+    check_known,
+    check_one_model,
+    narrow_steps,
+    numbered,
+    watch_steps,
+)
 
 __all__ = [
     "Content",
@@ -16,6 +24,8 @@ __all__ = [
     "TrainerBatch",
     "callback_class",
     "check_device",
+    "check_known",
+    "check_one_model",
     "contents_of",
     "narrow_steps",
     "numbered",

@@ -16,7 +16,7 @@ from whence.errors import BadInput, Unsupported
 from whence.recording.ids import ids_of
 from whence.tasks.token_loss import IGNORED
 
-__all__ = ["TrainerBatch", "check_device", "narrow_steps", "numbered", "watch_steps"]
+__all__ = ["TrainerBatch", "check_device", "check_known", "check_one_model", "narrow_steps", "numbered", "watch_steps"]
 
 _NUMBERS = "whence_numbers"
 # Of a training step that takes them out of the batch, and of one that trains on some of a batch only.
@@ -113,6 +113,46 @@ def watch_steps(trainer: Any, ids: Sequence[str], around: Callable[[TrainerBatch
 
     setattr(stepped, _TAKES_NUMBERS, True)
     trainer.training_step = stepped
+
+
+def check_one_model(trainer: Any, model: Any, whose: str, done: str) -> None:
+    """Refuse a Trainer of another model.
+
+    Args:
+        trainer: The Trainer.
+        model: The model that it should train.
+        whose: Whose model that is, such as "log".
+        done: What is done with it while it is trained, such as "watched".
+
+    Raises:
+        BadInput: If it trains another one.
+    """
+    if trainer.model is not model:
+        raise BadInput(
+            found=f"a Trainer of another model than the {whose}'s",
+            needed=f"one model, {done} while it is trained",
+            do="make the task of trainer.model",
+        )
+
+
+def check_known(ids: Sequence[str], has: Callable[[str], bool], whose: str) -> None:
+    """Refuse a Trainer's examples that are not there.
+
+    Args:
+        ids: Of the Trainer's examples.
+        has: Whether there is an example of an id.
+        whose: Whose examples they should be, such as "log".
+
+    Raises:
+        BadInput: If one is not there.
+    """
+    unknown = next((name for name in ids if not has(name)), None)
+    if unknown is not None:
+        raise BadInput(
+            found=f"a training example {unknown[:80]!r} of the Trainer that the {whose} does not have",
+            needed="the same examples under the same ids",
+            do=f"pass the {whose} the Trainer's data, or id_field",
+        )
 
 
 def narrow_steps(trainer: Any, ids: Sequence[str], choose: Callable[[Sequence[str]], Sequence[int]]) -> None:

@@ -16,7 +16,7 @@ from whence.errors import BadInput, NonFinite, Unsupported
 from whence.optimizers import candidates, counted, flat_state
 from whence.pipeline.inputs import refuse_bare_model
 from whence.progress import meter
-from whence.recording import check_device, narrow_steps, numbered
+from whence.recording import check_device, check_known, check_one_model, narrow_steps, numbered
 from whence.score import exact_scores
 from whence.select.budget import Budget, soft_weights
 from whence.settings import SelectInTraining, records_only
@@ -267,20 +267,9 @@ def select_trainer(trainer: Any, selection: TrainingSelection, *, id_field: str 
             else "batches that are a step each: the Trainer counts the tokens of a step before they are chosen from",
             do="leave reweight out" if weighs else "raise per_device_train_batch_size instead",
         )
-    if trainer.model is not selection.task.model:
-        raise BadInput(
-            found="a Trainer of another model than the selection's",
-            needed="one model, scored while it is trained",
-            do="make the task of trainer.model",
-        )
+    check_one_model(trainer, selection.task.model, "selection", "scored")
     ids = numbered(trainer, id_field)
-    unknown = next((name for name in ids if not selection.has(name)), None)
-    if unknown is not None:
-        raise BadInput(
-            found=f"a training example {unknown[:80]!r} of the Trainer that the selection does not have",
-            needed="the same examples under the same ids",
-            do="pass the selection the Trainer's data, or id_field",
-        )
+    check_known(ids, selection.has, "selection")
 
     def chosen(names: Sequence[str]) -> Sequence[int]:
         selection.optimizer = trainer.optimizer  # which there is from the first step on

@@ -28,15 +28,15 @@ __all__ = [
 
 AXES_BYTES = 256 << 20
 """Axes are shared by all rows of a store and take at most this, by fewer bits a number first and then by fewer coordinates; with
-`shared_bytes` all that is shared takes at most that, by fewer axes before fewer coordinates."""
+`shared_bytes` all that is shared takes at most that, by fewer coordinates before fewer axes."""
 # Of the sample's whitened rows, held at once: as float32 up to the first, as bfloat16 beyond.
 _WIDE_BYTES, _SAMPLE_BYTES = 2 << 30, 4 << 30
 _FEWEST_SAMPLES = 256
 # Of so many times more documents than the sample holds, what is kept of its members is worth less than axes that more documents taught.
 _MANY, _STREAMED = 8, 8192
-# Where shared bytes are few, coordinates give way to axes down to a share of all and these bounds, then axes down to these. Few
-# coordinates hold most of what scores are (benchmarks/slots.py: of 10.5 million a tenth keeps a correlation of .98), and documents
-# without an axis of their own or near it lose far more.
+# Where shared bytes are few, coordinates are given up first: down to a sixteenth of them, but not below 65,536 where there are as many, and
+# always down to a million. Then axes are given up, down to 1,024. Few coordinates hold most of a score, and documents far from every axis
+# lose more (benchmarks/coordinates.py).
 _SHARE_OF_COORDINATES, _FEW_COORDINATES, _MANY_COORDINATES = 1 / 16, 1 << 16, 1 << 20
 _FEWEST_AXES = 1024
 # In the order that codes.safetensors counts them in (docs/format.md); a budget of bytes chooses among the first five.

@@ -1,6 +1,6 @@
 """Gradient logs of runs of the Hugging Face Trainer, of trainers that are built on it, such as TRL's SFTTrainer, and of Lightning's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,7 +8,16 @@ from torch import Tensor
 
 from whence.errors import BadInput, Unsupported
 from whence.pipeline.stored.gradient_log import GradientLog
-from whence.recording import PlannedBatches, TrainerBatch, callback_class, check_device, numbered, watch_steps
+from whence.recording import (
+    PlannedBatches,
+    TrainerBatch,
+    callback_class,
+    check_device,
+    check_known,
+    check_one_model,
+    numbered,
+    watch_steps,
+)
 
 __all__ = ["log_lightning", "log_trainer"]
 
@@ -36,14 +45,9 @@ def log_trainer(trainer: Any, log: GradientLog, *, id_field: str = "id") -> None
     """
     needed = "one device, where all backward passes run, in float32 or bfloat16"
     check_device(trainer, needed, "train so, or build the store after training")
-    if trainer.model is not log.task.model:
-        raise BadInput(
-            found="a Trainer of another model than the log's",
-            needed="one model, watched while it is trained",
-            do="make the task of trainer.model",
-        )
+    check_one_model(trainer, log.task.model, "log", "watched")
     ids = numbered(trainer, id_field)
-    _check_ids(log, ids)
+    check_known(ids, log.has, "log")
 
     def logged(batch: TrainerBatch, step: Callable[[], Tensor]) -> Tensor:
         mask = batch.inputs.get("attention_mask")
@@ -85,7 +89,7 @@ def log_lightning(log: GradientLog, *, id_field: str = "id", divided_by: Callabl
                 batches.prepare(trainer)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            _check_ids(log, batches.ids)
+            check_known(batches.ids, log.has, "log")
 
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             ids, divisor = batches.take(trainer, batch)
@@ -124,19 +128,4 @@ def _refuse(trainer: Any, module: Any, log: GradientLog) -> None:
             found="a module that does not hold the log's model",
             needed="one model, watched while it is trained",
             do="make the task of the module's network",
-        )
-
-
-def _check_ids(log: GradientLog, ids: Sequence[str]) -> None:
-    """Refuse examples that a log does not have.
-
-    Raises:
-        BadInput: If there is one.
-    """
-    unknown = next((name for name in ids if not log.has(name)), None)
-    if unknown is not None:
-        raise BadInput(
-            found=f"a training example {unknown[:80]!r} of the Trainer that the log does not have",
-            needed="the same examples under the same ids",
-            do="pass the log the Trainer's data, or id_field",
         )

@@ -48,7 +48,7 @@ def within_budget(
 ) -> tuple[FitConfig, CodeSize]:
     """How the curvature is fitted and how large the code is, with what is shared inside its budget.
 
-    Bases give way to half of the budget by fewer directions a side, the axes to what is left by fewer bits, axes and coordinates. What was
+    Bases give way to half of the budget by fewer directions a side, the axes to what is left by fewer bits, coordinates and axes. What was
     asked for (`shared_bytes`) is the budget if it is given; a fit in a folder of its own, or one that has begun, keeps its bases, and the
     default budget grows by what of them is more than its half.
 

@@ -21,7 +21,18 @@ from whence.progress import meter, say
 from whence.records import ScoreTable
 from whence.settings import Runtime
 from whence.tasks import AbstractTask
-from whence.unroll import FINAL_SHARE, Replay, ShortRun, check_contents, check_loss, clipped_to, open_run, short_run, steps_of
+from whence.unroll import (
+    FINAL_SHARE,
+    Replay,
+    Run,
+    ShortRun,
+    check_contents,
+    check_loss,
+    clipped_to,
+    open_run,
+    short_run,
+    steps_of,
+)
 from whence.unroll.sweep import dropout_of
 
 __all__ = ["over_members"]
@@ -59,14 +70,7 @@ def over_members(
             do="start it without torchrun, or leave members out",
         )
     run = open_run(settings.run)
-    unseen, notes = run.check(task.model, train), run.check_computed(task.model)
-    lengths = (example.length for example in train.examples)
-    positions = runtime.positions(lengths) or forecast(task, plan_units(task), train.examples).batch_positions
-    contents = check_contents(task, train, run)
-    notes += contents.notes
-    notes += check_loss(task, train, run, max_positions=positions, quiet=runtime.is_quiet, labels=contents.labels)
-    replay = Replay(task, train, run, max_positions=positions)
-    replay.limit = clipped_to(replay)
+    replay, notes = _checked_replay(task, train, run, runtime)
     folder = None if settings.factors is None else Path(settings.factors)
 
     def scored(name: str) -> ScoreTable:
@@ -85,14 +89,31 @@ def over_members(
             tables.append(scored(f"member-{number}"))
     first, names = tables[0], ["final weights", *(f"short run {number + 1}" for number in range(settings.members))]
     notes = [*_notes(replay, shorts), *notes, *common_notes(names, tables)]
-    if unseen:
-        notes.append(f"{len(unseen):,} examples that the run never met are scored too, the first {unseen[0]!r}")
     return ScoreTable(
         torch.stack([table.scores for table in tables]).mean(0), first.query_ids, train.ids, first.unit,
         f"{first.method}, {len(tables)} models of a run", tuple(notes),
         parts=_means([table.parts for table in tables]), tokens=_means([table.tokens for table in tables]),
         seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _checked_replay(task: AbstractTask, train: Dataset, run: Run, runtime: Runtime) -> tuple[Replay, list[str]]:
+    """The run as it is trained beside, and what a reader should know of its model and data.
+
+    Raises:
+        StoreMismatch: If the model, the data or the loss are not those of the run.
+    """
+    unseen, notes = run.check(task.model, train), run.check_computed(task.model)
+    lengths = (example.length for example in train.examples)
+    positions = runtime.positions(lengths) or forecast(task, plan_units(task), train.examples).batch_positions
+    contents = check_contents(task, train, run)
+    notes += contents.notes
+    notes += check_loss(task, train, run, max_positions=positions, quiet=runtime.is_quiet, labels=contents.labels)
+    if unseen:
+        notes.append(f"{len(unseen):,} examples that the run never met are scored too, the first {unseen[0]!r}")
+    replay = Replay(task, train, run, max_positions=positions)
+    replay.limit = clipped_to(replay)
+    return replay, notes
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Axes: Q queries, N training examples.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from whence.errors import BadInput
 from whence.pipeline.inputs import as_dataset, refuse_bare_model
 from whence.pipeline.stored.build import build
 from whence.pipeline.stored.query import score_table
-from whence.pipeline.through.along import as_part, common_notes, points_of
+from whence.pipeline.through.along import Point, as_part, common_notes, points_of
 from whence.progress import say
 from whence.records import ScoreTable
 from whence.settings import BuildConfig, Damping, Runtime, records_only
@@ -119,12 +119,7 @@ def score_along(
     folder, recorded, query_data = Path(folder), open_run(run), as_dataset(task, queries)
     run_notes = recorded.check_computed(task.model)
     points = points_of(recorded, checkpoints)
-    if missing := [point.step for point in points if not (folder / f"step-{point.step}" / "manifest.json").exists()]:
-        raise BadInput(
-            found=f"no finished store step-{missing[0]} in {folder}",
-            needed=f"one at each of {len(points)} checkpoints of the run",
-            do="call build_along with the same run and checkpoints",
-        )
+    _check_finished(folder, points)
     tables, parts = [], []
     for point in points:
         with recorded.weights(task.model, [point.step], at="measurements"):
@@ -145,6 +140,20 @@ def score_along(
         seconds=time.monotonic() - started,
         provenance={},
     )
+
+
+def _check_finished(folder: Path, points: Sequence[Point]) -> None:
+    """Refuse a folder that lacks a store.
+
+    Raises:
+        BadInput: If it does.
+    """
+    if missing := [point.step for point in points if not (folder / f"step-{point.step}" / "manifest.json").exists()]:
+        raise BadInput(
+            found=f"no finished store step-{missing[0]} in {folder}",
+            needed=f"one at each of {len(points)} checkpoints of the run",
+            do="call build_along with the same run and checkpoints",
+        )
 
 
 def _check_count(checkpoints: int) -> None:
