@@ -37,11 +37,12 @@ def main():
         print(f"| the end | {end.bytes_per_example:.0f} | {first.interval} | |", flush=True)
         for count in (1, 2, 3):
             met = sum(len(point.shares) for point in points_of(run, count)) / len(setting.train)
-            along = {"run": where, "checkpoints": count, "runtime": QUIET}
             with tempfile.TemporaryDirectory() as work:
                 config = whence.BuildConfig(bytes_per_example=int(size / met))
-                build_along(task, setting.train, work, config=config, **along)
-                table = score_along(work, task, setting.queries, **along)
+                build_along(
+                    task, setting.train, work, run=where, checkpoints=count, config=config, runtime=QUIET
+                )  # fmt: skip
+                table = score_along(work, task, setting.queries, runtime=QUIET)
             row = judge.lds(table)
             print(f"| {count} a stage | {table.bytes_per_example:.0f} | {row.interval} | {row.minus(first)} |", flush=True)
 

@@ -54,6 +54,7 @@ SHOWN = {
         "damping_sweep",
         "ensemble_table",
         "fit_curvature",
+        "query_along",
         "sample_images",
         "score_along",
         "spool",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from whence.commands.early import check_along
 from whence.commands.shared import shown_stages
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import (
@@ -23,13 +24,61 @@ __all__ = ["Flat", "build"]
 Flat = Annotated[BuildConfig, Parameter(name="*")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class KindOptions:
+    """Which store it becomes.
+
+    Args:
+        append: Add these examples to a store of other data.
+        spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
+            .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
+        run: Folder of a recorded training run that ended with the model: build a store at each of some of its checkpoints, of what the
+            checkpoint's stage met, in subfolders of the output; they are asked together, and their scores added up by learning rate.
+        checkpoints: Of that run, per stage; 3 if left out.
+    """
+
+    append: bool = False
+    spool: Path | None = None
+    run: Path | None = None
+    checkpoints: int | None = None
+
+    def check(self, reading: TaskOptions, machines: MachineOptions) -> None:
+        """Refuse options that have no use beside each other, before anything is loaded.
+
+        Args:
+            reading: The options of the task.
+            machines: Where it runs.
+
+        Raises:
+            BadInput: If there are such.
+        """
+        if self.spool is not None and reading.split != "train":
+            raise BadInput(
+                found="--split with --spool",
+                needed="files, which have no splits",
+                do="leave it out, or name the files of the split",
+            )
+        check_along(self.run, self.checkpoints)
+        beside = {
+            "--append": self.append,
+            "--spool": self.spool is not None,
+            "--ray": machines.actors.ray is not None,
+            "--shard-model": machines.placement.shard_model,
+        }
+        for flag in [name for name, is_given in beside.items() if is_given and self.run is not None]:
+            raise BadInput(
+                found=f"{flag} with --run",
+                needed="one of them: stores along a run are of that run's data, and each is made by processes that have the whole model",
+                do="leave one of them out",
+            )
+
+
 def build(
     model: str,
     data: str,
     *,
     output: Annotated[Path, Parameter(alias="-o")],
-    append: bool = False,
-    spool: Path | None = None,
+    kind: Annotated[KindOptions, Parameter(name="*")] = KindOptions(),
     reading: Reading = TaskOptions(),
     machines: Machines = MachineOptions(),
     config: Flat = BuildConfig(),
@@ -43,27 +92,19 @@ def build(
         model: Hugging Face folder or hub name, or file.py:function that returns a task.
         data: .jsonl, .json, .csv, .tsv, .txt or .npz file, folder of texts or images, dataset folder or hub name, or file.py:function.
         output: Folder of the store, or a URL such as s3://bucket/store.
-        spool: Keep prepared examples in this folder on a local disk instead of in memory; data is then also a folder of .jsonl, .jsonl.gz,
-            .parquet, .arrow and .tar (WebDataset) files, or a pattern in quotes such as "data/*.parquet". Delete it when the store is built.
-        append: Add these examples to a store of other data.
+        kind: Which store it becomes.
         reading: The options of the task.
         machines: Where it runs.
         config: The options of the build.
-
-    Raises:
-        BadInput: If a split is asked of a spool, whose files have none.
     """
-    if spool is not None and reading.split != "train":
-        raise BadInput(
-            found="--split with --spool",
-            needed="files, which have no splits",
-            do="leave it out, or name the files of the split",
-        )
+    kind.check(reading, machines)
     on = machines.check()
     with shown_stages(build_stages(config), model):
-        job = _Build(model, data, output, append, spool, reading, machines.placement, config)
+        job = _Build(model, data, output, kind, reading, machines.placement, config)
         built = job.by_ranks() if on is None else job.by_actors(on)
-    if built is not None:
+    if isinstance(built, list):
+        tell_json({"stores": [str(store.folder) for store in built], "rows": [len(store) for store in built]})
+    elif built is not None:
         summary = {"store": str(built.folder), "rows": len(built), "bytes_per_row": built.codec.row_bytes()}
         tell_json(summary | {"disk_bytes": built.disk_bytes().to_dict()})
 
@@ -75,14 +116,13 @@ class _Build:
     model: str
     data: str
     output: Path
-    append: bool
-    spool: Path | None
+    kind: KindOptions
     reading: TaskOptions
     placement: Placement
     config: BuildConfig
 
     def by_ranks(self) -> Any:
-        """The finished store; None on all processes but the first."""
+        """The finished store, of a run a list of them; None on all processes but the first."""
         from whence.distributed import Ranks
 
         ranks = Ranks.launched()
@@ -114,7 +154,7 @@ class _Build:
         self.by_rank(ranks)
 
     def by_rank(self, ranks: Any) -> Any:
-        """The finished store.
+        """The finished store, of a run a list of them.
 
         Args:
             ranks: This process among those that build together.
@@ -124,18 +164,24 @@ class _Build:
         from whence.load.placement import connected_for
         from whence.load.tar_shards import Shards, stream_records
         from whence.pipeline import build as run
+        from whence.pipeline import build_along
         from whence.pipeline import spool as run_spool
 
         # Data first: a wrong path should not wait for a large model.
         data = self.data
-        records = load_records(data, split=self.reading.split) if self.spool is None else stream_records(data)
+        records = load_records(data, split=self.reading.split) if self.kind.spool is None else stream_records(data)
         source = str(Path(data).resolve()) if Path(data).exists() else absolute(data) if is_function(data) else data
         with connected_for(self.placement, ranks):
             task, origin = self.reading.load(self.model, self.placement, ranks)
             origin |= {"data": source, "split": self.reading.split}
             if isinstance(records, Shards):
-                records = run_spool(task, records, str(self.spool), source=records.identity, quiet=ranks.rank > 0)
+                records = run_spool(task, records, str(self.kind.spool), source=records.identity, quiet=ranks.rank > 0)
+            if self.kind.run is not None:
+                return build_along(
+                    task, records, self.output, run=self.kind.run, checkpoints=self.kind.checkpoints or 3,
+                    origin=origin, config=self.config, runtime=Runtime(ranks=ranks),
+                )  # fmt: skip
             return run(
                 task, records, self.output,
-                append=self.append, origin=origin, config=self.config, runtime=Runtime(ranks=ranks),
+                append=self.kind.append, origin=origin, config=self.config, runtime=Runtime(ranks=ranks),
             )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.commands.build import Flat
+from whence.commands.early import check_along
 from whence.commands.shared import Json
 from whence.commands.task_options import Reading, TaskOptions
 from whence.commands.work_options import DeviceOptions, OnDevice, flags_given, refuse_given
@@ -27,7 +28,9 @@ class ExactForecastOptions:
         query_rank: As in attribute.
         largest_side: As in attribute.
         memory_gib: As in attribute.
-        run: As in attribute.
+        run: As in attribute; without --exact as in build.
+        checkpoints: The same.
+        members: As in attribute.
         segments: As in attribute.
     """
 
@@ -37,6 +40,8 @@ class ExactForecastOptions:
     largest_side: int | None = None
     memory_gib: float | None = None
     run: Path | None = None
+    checkpoints: int | None = None
+    members: int | None = None
     segments: int | None = None
 
     def given(self) -> dict[str, Any]:
@@ -114,10 +119,16 @@ def _of_task(
         BadInput: If options of the one are given for the other.
     """
     from whence.load import load_records
-    from whence.pipeline import forecast_build, forecast_exact
+    from whence.pipeline import forecast_along, forecast_build, forecast_exact
 
     if exact.exact is None:
-        refuse_given(exact, where="for a build", needed="--exact METHOD with it", do="add it, or leave the other out")
+        check_along(exact.run, exact.checkpoints)
+        refuse_given(
+            replace(exact, run=None, checkpoints=None),
+            where="for a build",
+            needed="--exact METHOD with it",
+            do="add it, or leave the other out",
+        )
     elif exact.queries is None or replace(config, factors=None, batch_size=0, batch_positions=0) != BuildConfig():
         raise BadInput(
             found=f"--exact {exact.exact} {'without --queries' if exact.queries is None else 'with options of a build'}",
@@ -129,6 +140,8 @@ def _of_task(
         exact_settings(exact.exact, {name: value for name, value in exact.given().items() if name != "memory_gib"})
     records = load_records(data, split=reading.split)
     task, _ = reading.load(model, machine.placement)
+    if exact.exact is None and exact.run is not None:
+        return forecast_along(task, records, config, run=exact.run, checkpoints=exact.checkpoints or 3)
     if exact.exact is None:
         return forecast_build(task, records, config)
     queries = task.prepare(load_records(str(exact.queries)))

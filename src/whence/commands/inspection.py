@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from whence.commands.along import inspect_along, verify_along
 from whence.commands.proofs import ProofOptions, verify_proof
 from whence.commands.receipts import ReceiptOptions, chain_of, verify_receipts
 from whence.commands.recorded import recorded_needs_trust
@@ -59,6 +60,7 @@ def verify(
             record.
     """
     from whence.ledger import is_chain, is_proof
+    from whence.pipeline.through.along_record import is_along, open_along
     from whence.shares.verify import is_share_report
     from whence.store import open_store, verify_store
 
@@ -71,13 +73,16 @@ def verify(
                 do="restore it from a copy, or make the report again",
             )
         kind = "store"
-    opened = open_store(folder, check=False) if kind == "store" else None
+    along = open_along(folder, check=False) if kind == "store" and is_along(folder) else None
+    opened = open_store(folder, check=False) if kind == "store" and along is None else None
     given = flags_given(sealed, proof) | {"--seal": seal, "--inputs": inputs}
     _refuse_misplaced(folder, kind, [name for name, value in given.items() if value])
     if kind == "proof":
         return verify_proof(folder, proof, as_json)
     if kind == "file of receipts":
         return verify_receipts(folder, sealed, as_json)
+    if along is not None:
+        return verify_along(along, as_json=as_json)
     if opened is None:
         return _verify_shares(folder, seal, inputs, sealed, as_json)
     faults = verify_store(opened)
@@ -107,10 +112,14 @@ def inspect(store: Path, *, as_json: Json = False) -> None:
         as_json: Print everything as JSON.
     """
     from whence.pipeline.stored.refit import unfinished_refit
+    from whence.pipeline.through.along_record import is_along
     from whence.records import recipe_text
     from whence.store import addition_notes, committed, fidelity_notes, open_store, read_fidelity
     from whence.store.disk import folder_bytes, size_text
 
+    if is_along(store):
+        inspect_along(store, as_json=as_json)
+        return
     opened = open_store(store, check=False)
     blueprint, work = opened.blueprint, unfinished_refit(store)
     begun = None if work is None else {"folder": str(work), "bytes": folder_bytes(work)}

@@ -1,13 +1,13 @@
 """The verb that asks a store."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from whence.commands.diffusion_options import Measuring, MeasuringOptions, given_of
-from whence.commands.early import check_number, check_question
+from whence.commands.early import SINGLE, check_checkpoint, check_number, check_question, check_run, is_along_folder
 from whence.commands.receipts import SealOptions
 from whence.commands.recorded import task_of_store, train_records
 from whence.commands.shared import Placed, read_token, shown_stages, workers_of
@@ -42,6 +42,7 @@ class QueryOptions:
         k: Examples on each side.
         tokens: Score the tokens of each hit and highlight the strongest passage.
         index: Look for hits in what `whence export` wrote of this store for FAISS or Lance, in place of a scan.
+        run: Of stores along a recorded run (`whence build --run`): where the run is now, if not where it was at the build.
         measuring: Of a diffusion model, what is asked about otherwise than at the build.
         verbatim: Also say what is copied from the corpus word for word and what is alike by words (BM25): the folder in which an index of its
             words is kept; it is made where it is not there.
@@ -54,6 +55,7 @@ class QueryOptions:
     k: Annotated[int, Parameter(name=["-k", "--k"])] = 10
     tokens: bool = False
     index: Path | None = None
+    run: Path | None = None
     measuring: Measuring = MeasuringOptions()
     verbatim: Path | None = None
 
@@ -189,11 +191,9 @@ def query(
             where="with --url", needed="options that a service takes", do="leave it out, or ask the store itself",
         )  # fmt: skip
         refuse_given(options.measuring, where="with --url", needed="a store here", do="leave it out")
-        for flag in ("index", "verbatim"):
+        for flag in ("index", "verbatim", "run"):
             if getattr(options, flag) is not None:
-                raise BadInput(
-                    found=f"--{flag} with --url", needed="a store here, whose index it is", do="leave one of them out"
-                )
+                raise BadInput(found=f"--{flag} with --url", needed="a store here, that it is of", do="leave one of them out")
         from whence.serve import Client
 
         token = None if service.token_file is None else read_token(service.token_file)
@@ -204,11 +204,21 @@ def query(
         damping = damped.damping()
         check_number("-k", options.k)
         with shown_stages(query_stages(is_reranked=second.rerank is not None, tokens=options.tokens), recorded.model):
+            _check_stores(store, options, second, sealing)
             hits = _answer(store, options, recorded, damping, second, answered.scanned, placement)
     if hits is not None:
         if sealing.receipts is not None:
             sealing.add(_sealed(hits, store, options))
         _show(hits, store, shown)
+
+
+def _check_stores(store: Path, options: QueryOptions, second: RerankOptions, sealing: SealOptions) -> None:
+    """Refuse what stores along a run have no use for, and the place of a run for a single store."""
+    check_run(store, options.run)
+    if is_along_folder(store):
+        rest = replace(options, text=(), prompt=None, completion=None, file=None, k=QueryOptions.k, run=None)
+        rest = replace(rest, measuring=MeasuringOptions())
+        refuse_given(second, sealing, rest, where=f"for {store}", needed=SINGLE)
 
 
 def _sealed(hits: Any, store: Path, options: QueryOptions) -> list[Any]:
@@ -253,6 +263,8 @@ def _answer(
     from whence.store import open_store
 
     ranks, queries = Ranks.launched(), options.queries()
+    if is_along_folder(store):
+        return _answer_along(store, options, recorded, damping, scanned, placement, ranks)
     opened = open_store(store, ranks=ranks)
     if second.rerank is not None:
         check_question(opened, damping, Rerank(by=second.rerank, shortlist=second.shortlist), options.k)
@@ -263,6 +275,7 @@ def _answer(
     with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
         measuring = given_of(options.measuring)
         task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust, measuring=measuring)
+        check_checkpoint(opened, task)
         source = opened if options.index is None else Indexed(store=opened, index=options.index)
         hits = run(
             source, task, queries, k=options.k, damping=damping, tokens=options.tokens, rerank=stage,
@@ -271,6 +284,34 @@ def _answer(
     if ranks.rank > 0:
         return None
     return hits if options.verbatim is None else with_words(hits, opened, options.verbatim)
+
+
+def _answer_along(
+    store: Path,
+    options: QueryOptions,
+    recorded: RecordedOptions,
+    damping: Damping,
+    scanned: ScanOptions,
+    placement: Placement,
+    ranks: Any,
+) -> Any:
+    """What stores along a run answer together; None on all processes but the first."""
+    from whence.load.placement import connected_for
+    from whence.pipeline import query_along
+    from whence.pipeline.through.along_record import open_along
+
+    along = open_along(store, ranks=ranks)
+    check_question(along.stores[0], damping)
+    with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
+        measuring = given_of(options.measuring)
+        task = task_of_store(
+            along.stores[0], store, recorded.model, placement, ranks, trust=recorded.trust, measuring=measuring
+        )  # fmt: skip
+        hits = query_along(
+            along, task, options.queries(), k=options.k, run=options.run, damping=damping,
+            runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
+        )  # fmt: skip
+    return hits if ranks.rank == 0 else None
 
 
 def _show(hits: Any, store: Path, shown: ShownOptions) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,15 @@ from cyclopts import Parameter
 
 from whence._version import __version__
 from whence.commands.diffusion_options import Measuring, MeasuringOptions, given_of
-from whence.commands.early import check_count, check_number, check_question
+from whence.commands.early import (
+    SINGLE,
+    check_checkpoint,
+    check_count,
+    check_number,
+    check_question,
+    check_run,
+    is_along_folder,
+)
 from whence.commands.exact_options import Exact, ExactOptions
 from whence.commands.recorded import task_of_store
 from whence.commands.shared import Json, Placed, check_table_folder, shown_stages, workers_of
@@ -40,10 +49,12 @@ class ScoreOptions:
         measuring: Of a diffusion model, what queries ask about otherwise than at the build.
         ensemble: Folder where tables of several models, each with its own store, are added up; the output is then the mean of all so far. A
             model that is in already is not scored again.
+        run: Of stores along a recorded run (`whence build --run`): where the run is now, if not where it was at the build.
     """
 
     measuring: Measuring = MeasuringOptions()
     ensemble: Path | None = None
+    run: Path | None = None
 
 
 def score(
@@ -70,6 +81,9 @@ def score(
         options: What is asked, and of how many models.
         scanned: Who scans the store, and how many queries go through the model at a time.
         placement: How a model is loaded that is larger than a device.
+
+    Raises:
+        BadInput: If stores along a run are to be one of an ensemble.
     """
     damping, ensemble = damped.damping(), options.ensemble
     with shown_stages(query_stages(), recorded.model):
@@ -78,40 +92,42 @@ def score(
         from whence.evaluate import save_table
         from whence.load import load_records
         from whence.load.placement import connected_for
-        from whence.pipeline import score_table
+        from whence.pipeline import score_along, score_table
+        from whence.pipeline.through.along_record import AlongStores, open_along
         from whence.store import open_store
 
+        check_run(store, options.run)
+        if is_along_folder(store) and ensemble is not None:
+            raise BadInput(found=f"--ensemble for {store}", needed=SINGLE, do="leave it out")
         ranks = Ranks.launched()
         _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
         records = load_records(queries)
-        opened = open_store(store, ranks=ranks)
-        check_question(opened, damping)
+        source = open_along(store, ranks=ranks) if is_along_folder(store) else open_store(store, ranks=ranks)
+        stores = source.stores if isinstance(source, AlongStores) else (source,)
+        check_question(stores[0], damping)
         with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):
             about = given_of(options.measuring)
-            task = task_of_store(opened, store, recorded.model, placement, ranks, trust=recorded.trust, measuring=about)
+            task = task_of_store(stores[0], store, recorded.model, placement, ranks, trust=recorded.trust, measuring=about)
             query_data = task.prepare(records)
             names = ("method", "method_version", "projection", "rank", "factor_rank", "curvature_rank", "dtype")
-            settings = {name: getattr(opened.blueprint, name) for name in names} | asdict(damped)
-            settings |= about | {"train": digest_of(*opened.ids()).hex(), "queries": query_data.fingerprint}
-            origin = _origin(settings, task, ensemble, [data for data, _ in opened.datasets()], query_data.fingerprint)
+            settings = {name: getattr(stores[0].blueprint, name) for name in names} | asdict(damped)
+            settings |= about | {"train": digest_of(*source.ids()).hex(), "queries": query_data.fingerprint}
+            runtime = Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches))
+            if isinstance(source, AlongStores):
+                settings |= {"run": source.record.digest, "checkpoints": source.record.checkpoints}
+                make = partial(score_along, source, task, query_data, run=options.run, damping=damping, runtime=runtime)
+            else:
+                check_checkpoint(source, task)
+                weighted = ensemble is None
+                make = partial(score_table, source, task, query_data, damping=damping, weighted=weighted, runtime=runtime)
+            data = list(dict.fromkeys(name for each in stores for name, _ in each.datasets()))
+            origin = _origin(settings, task, ensemble, data, query_data.fingerprint)
             check_table_folder(output, origin["settings"])
-            table, models = _counted_in(
-                ensemble,
-                settings,
-                task,
-                lambda: score_table(
-                    opened,
-                    task,
-                    query_data,
-                    damping=damping,
-                    weighted=ensemble is None,
-                    runtime=Runtime(ranks=ranks, workers=pool, **asdict(scanned.batches)),
-                ),  # fmt: skip
-            )
+            table, models = _counted_in(ensemble, settings, task, make)
     if ranks.rank > 0:
         return
     save_table(table, output, origin=origin | {"models": models})
-    sizes = {"queries": len(table.query_ids), "train": len(opened)}
+    sizes = {"queries": len(table.query_ids), "train": len(table.train_ids)}
     tell_json({"table": str(output), "method": table.method, **sizes, "notes": list(table.notes)})
 
 

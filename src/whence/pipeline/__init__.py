@@ -3,6 +3,7 @@
 from whence.pipeline.attribute import attribute, self_influence
 from whence.pipeline.exact.damping_sweep import DampingSweep, damping_sweep
 from whence.pipeline.exact.fit import fit_curvature
+from whence.pipeline.forecast.along import AlongForecast, forecast_along
 from whence.pipeline.forecast.build import BuildForecast, forecast_build
 from whence.pipeline.forecast.exact import ExactForecast, forecast_exact
 from whence.pipeline.forecast.scale import ScaleForecast, forecast_scale
@@ -16,10 +17,11 @@ from whence.pipeline.stored.refit import refit
 from whence.pipeline.stored.row_vectors import query_vectors
 from whence.pipeline.stored.spool import spool
 from whence.pipeline.through.exact_unroll import group_effects, smoothness
-from whence.pipeline.through.run_store import build_along, score_along
+from whence.pipeline.through.run_store import build_along, query_along, score_along
 from whence.pipeline.words import store_words, with_words
 
 __all__ = [
+    "AlongForecast",
     "BuildForecast",
     "DampingSweep",
     "ExactForecast",
@@ -34,11 +36,13 @@ __all__ = [
     "ensemble_table",
     "export",
     "fit_curvature",
+    "forecast_along",
     "forecast_build",
     "forecast_exact",
     "group_effects",
     "forecast_scale",
     "query",
+    "query_along",
     "query_vectors",
     "refit",
     "sample_images",

@@ -131,7 +131,11 @@ def check_checkpoints(folder: Path, record: Mapping[str, Any], do: str) -> None:
     shapes = []
     for entry in record["checkpoints"]:
         path = folder / entry["file"]
-        shapes.append({name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith("model.")})
+        try:
+            tensors = tensor_shapes(path)
+        except StoreCorrupt as error:
+            raise StoreCorrupt(found=error.found, needed=error.needed, do=do) from error
+        shapes.append({name: shape for name, (shape, _) in tensors.items() if name.startswith("model.")})
         why = ""
     if not why and any(shapes[-1].get(name) != shape for each in shapes for name, shape in each.items()):
         why = "it has other weights than an earlier checkpoint"

@@ -35,7 +35,7 @@ from whence.store.format import (
 )
 from whence.store.leases import Leases, check_shared, leases, starter
 from whence.store.left_out import left_out_notes, write_left_out
-from whence.store.opening import open_store
+from whence.store.opening import ALONG_FILE, open_store
 from whence.store.proofs import PROOF_FORMAT, Proof, check_proof, prove
 from whence.store.reader import Store
 from whence.store.remote import is_remote, located
@@ -47,6 +47,7 @@ from whence.store.writer import Writer, open_writer, write_store
 from whence.strict_json import fitted, parse_json, record_of
 
 __all__ = [
+    "ALONG_FILE",
     "Agreement",
     "addition_notes",
     "is_growing",

@@ -13,7 +13,10 @@ from whence.store.reader import Store
 from whence.store.remote import is_remote, located
 from whence.store.resume import BEFORE, read_seals
 
-__all__ = ["open_store"]
+__all__ = ["ALONG_FILE", "open_store"]
+
+ALONG_FILE = "along.json"
+"""In a folder with a store for each of some checkpoints of a recorded run, what they are of."""
 
 _TRIES = 3
 
@@ -61,6 +64,12 @@ def _opened(folder: Path, check: bool, ranks: Ranks) -> Store:
         StoreCorrupt: If it is unfinished or damaged.
         StoreChanged: If it is being written to.
     """
+    if (folder / ALONG_FILE).exists():
+        raise BadInput(
+            found=f"stores along a recorded run at {folder}",
+            needed="a single store",
+            do="name one of its subfolders; whence query, score, inspect and verify (query_along, score_along) take them together",
+        )
     if not (folder / "blueprint.json").exists() and (folder / "factors").is_dir():
         raise StoreCorrupt(
             found=f"an unfinished store at {folder} (its curvature is being fitted)",

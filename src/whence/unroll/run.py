@@ -1,5 +1,7 @@
 """A recorded run, read: its recipe, its checkpoints."""
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +57,12 @@ class Run:
     def losses(self) -> dict[int, float]:
         """The loss that a step lowered, by how many steps were before it, where the recorder was told; at checkpoints only."""
         return {entry["step"]: entry["loss"] for entry in self.record.get("losses", []) if entry["step"] in self.checkpoints}
+
+    @property
+    def digest(self) -> str:
+        """Digest of its steps and checkpoints."""
+        sums = [entry["sha256"] for entry in (*self.record["logs"], *self.record["checkpoints"])]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     @cached_property
     def ids(self) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from whence.capture import frozen
 from whence.data import Dataset, batches
 from whence.pipeline.exact.prepare import Prepared
 from whence.score import highest_of, impossible_sizes
+from whence.tasks import AbstractTask
 
-__all__ = ["size_notes"]
+__all__ = ["measurements", "size_notes"]
 
 # A first-order change of a measurement by so many times what it measures is none.
 _TIMES = 1e3
@@ -34,7 +35,7 @@ def size_notes(prepared: Prepared, queries: Dataset, scores_QN: Tensor, weights_
     can_be_told = bool((scores_QN.abs() > _TIMES).any()) or (highest is not None and weights_GQ is None)
     if prepared.curvature is None or not can_be_told:
         return ()
-    values_Q = _measurements(prepared, queries)
+    values_Q = measurements(prepared.task, queries, prepared.max_positions)
     weight = 1.0 if weights_GQ is None else max(1.0, float(weights_GQ.abs().sum(1).max()))
     absurd = _absurd(prepared, float(values_Q.abs().max()), scores_QN, weight)
     if absurd or weights_GQ is not None:
@@ -42,12 +43,17 @@ def size_notes(prepared: Prepared, queries: Dataset, scores_QN: Tensor, weights_
     return impossible_sizes(values_Q, scores_QN.abs().amax(1), highest)
 
 
-def _measurements(prepared: Prepared, queries: Dataset) -> Tensor:
-    """Of every query, in float64 on the CPU, shape (Q,)."""
-    task = prepared.task
+def measurements(task: AbstractTask, queries: Dataset, max_positions: int) -> Tensor:
+    """What every query measures, in float64 on the CPU, shape (Q,).
+
+    Args:
+        task: The model.
+        queries: The queries.
+        max_positions: Positions computed on at once.
+    """
     values_Q = torch.zeros(len(queries), dtype=torch.float64)
     with frozen(task.model), torch.no_grad():
-        for rows in batches([example.length for example in queries.examples], max_positions=prepared.max_positions):
+        for rows in batches([example.length for example in queries.examples], max_positions=max_positions):
             batch = task.collate([queries.examples[row] for row in rows])
             values_Q[list(rows)] = task.measurement(task.model, batch).double().cpu()
     return values_Q

@@ -6,11 +6,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from whence.errors import StoreCorrupt, StoreMismatch
+from whence.errors import BadInput, StoreCorrupt, StoreMismatch
 from whence.methods import method_named
 from whence.pipeline.stored.same_model import PROBE_FILE
 from whence.settings import BuildConfig
-from whence.store import Blueprint, Seal, Store, check_same, damaged, listed_files, open_store, read_tensors, sha256_of
+from whence.store import (
+    ALONG_FILE,
+    Blueprint,
+    Seal,
+    Store,
+    check_same,
+    damaged,
+    listed_files,
+    open_store,
+    read_tensors,
+    sha256_of,
+)
 
 __all__ = ["earlier_build", "earlier_probe_of", "whole_store"]
 
@@ -19,8 +30,15 @@ def earlier_build(folder: Path, weights: str, config: BuildConfig) -> Blueprint 
     """What an earlier build in the folder has decided.
 
     Raises:
+        BadInput: If the folder has stores along a run.
         StoreMismatch: If it was of another model or method; the method is refused here, before another one's code is learned.
     """
+    if (folder / ALONG_FILE).exists():
+        raise BadInput(
+            found=f"stores along a recorded run in {folder}",
+            needed="a new folder, or one with a single store",
+            do="choose another folder, or add --run (build_along) to go on with them",
+        )
     if not (folder / "blueprint.json").exists():
         return None
     earlier = Blueprint.read(folder)

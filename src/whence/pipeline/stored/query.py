@@ -29,7 +29,7 @@ from whence.settings import Damping, Indexed, Rerank, Runtime, records_only
 from whence.store import Store, open_store
 from whence.tasks import AbstractTask, Classification
 
-__all__ = ["ensemble_table", "query", "score_table"]
+__all__ = ["ensemble_table", "facts_of", "label_notes", "query", "score_table", "title_of"]
 
 
 @records_only(rerank=Rerank, damping=Damping, store=Indexed, runtime=Runtime)
@@ -120,7 +120,7 @@ def query(
     shown = [[hit.score for hit in side] for side in together]
     unit, sizes = believable_unit(unit, task, prepared.rows.values, shown, prepared.dataset.examples)
     return Hits(
-        queries=tuple(_title(*pair) for pair in zip(prepared.dataset.examples, records, strict=True)),
+        queries=tuple(title_of(*pair) for pair in zip(prepared.dataset.examples, records, strict=True)),
         proponents=tuple(up for up, _ in hits),
         opponents=tuple(down for _, down in hits),
         measurements=tuple(prepared.rows.values.tolist()),
@@ -128,9 +128,9 @@ def query(
         unit=unit,
         method=method,
         num_examples=len(prepared.store),
-        notes=(*notes, *sizes, *_label_notes(task, hits)),
+        notes=(*notes, *sizes, *label_notes(task, hits)),
         measurement_unit=task.unit,
-        facts=_facts(prepared, records),
+        facts=facts_of(prepared.task, prepared.store, prepared.dataset.examples, records),
         query_tokens=tuple(
             texts_of_tokens(task, example) if any(hit.query_scores for hit in side) else ()
             for example, side in zip(prepared.dataset.examples, together, strict=True)
@@ -311,14 +311,23 @@ def _both_sides(
     return by_side, (withheld, unread)
 
 
-def _facts(prepared: PreparedQuery, records: Sequence[Mapping[str, Any]]) -> tuple[QueryFacts, ...]:
-    blueprint, examples = prepared.store.blueprint, prepared.dataset.examples
-    batching, autocast = Batching(blueprint.batch_positions), autocast_named(blueprint.autocast)
-    labels = class_labels(prepared.task, examples, batching=batching, autocast=autocast) or [None] * len(examples)
+def facts_of(
+    task: AbstractTask, store: Store, examples: Sequence[Example], records: Sequence[Mapping[str, Any]]
+) -> tuple[QueryFacts, ...]:
+    """What else is known of each query: its record, and of a classifier's its label and what the model sees.
+
+    Args:
+        task: The model.
+        store: That was asked.
+        examples: The queries.
+        records: What each was asked with.
+    """
+    batching, autocast = Batching(store.blueprint.batch_positions), autocast_named(store.blueprint.autocast)
+    labels = class_labels(task, examples, batching=batching, autocast=autocast) or [None] * len(examples)
     return tuple(QueryFacts(*pair) for pair in zip(records, labels, strict=True))
 
 
-def _label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequence[Hit]]]) -> list[str]:
+def label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequence[Hit]]]) -> list[str]:
     """What cannot be said of the labels of a classifier's hits."""
     shown = [hit for sides in hits for side in sides for hit in side]
     if not isinstance(task, Classification) or all(hit.label is not None and hit.label.predicted for hit in shown):
@@ -332,7 +341,8 @@ def _label_notes(task: AbstractTask, hits: Sequence[tuple[Sequence[Hit], Sequenc
     ]
 
 
-def _title(example: Example, record: Mapping[str, Any]) -> str:
+def title_of(example: Example, record: Mapping[str, Any]) -> str:
+    """A query as an answer names it, with what it is asked against."""
     foil = record.get("foil")
     foil = foil[0] if isinstance(foil, list | tuple) and foil else foil
     foil = foil.get("completion", foil.get("text")) if isinstance(foil, Mapping) else foil

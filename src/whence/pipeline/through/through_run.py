@@ -95,7 +95,7 @@ def through_run(
     def identity() -> dict[str, Any]:
         return question(
             prepared, queries, [],
-            run=[entry["sha256"] for entry in (*cut.run.record["logs"], *cut.run.record["checkpoints"])],
+            run=cut.run.digest,
             per_unit=per_unit, tokens=list(tokens),
             groups=None if weights_GQ is None else weights_GQ.tolist(),
         )  # fmt: skip
