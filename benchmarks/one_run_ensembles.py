@@ -23,7 +23,7 @@ from whence.pipeline import build, score_table
 from whence.progress import meter
 from whence.score import mean_table
 from whence.settings import BuildConfig
-from whence.unroll import Replay, short_run, steps_of
+from whence.unroll import Replay, clipping_of, short_run, steps_of
 
 QUIET = whence.Runtime(quiet=True)
 MEMBERS = 5
@@ -139,7 +139,8 @@ class Lab:
             return self.run.values(steps[-1 - number], "measurements")
         if kind == "short":
             with self.run.weights(self.task.model, steps[-1:]), meter("short run", 1, quiet=True) as progress:
-                return short_run(Replay(self.task, self.setting.train, self.run, max_positions=4096), number, progress).weights
+                replay = Replay(self.task, self.setting.train, self.run, max_positions=4096)
+                return short_run(replay, number, clipping_of(replay), progress).weights
         mean = {name: torch.stack([values[name] for values in late]).mean(0) for name in self.end}
         if kind == "mean-weights":
             return mean

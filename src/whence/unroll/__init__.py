@@ -10,7 +10,7 @@ from whence.unroll.same_contents import check_contents
 from whence.unroll.same_loss import check_loss
 from whence.unroll.scaling import Scaling, scaling_of
 from whence.unroll.segments import Segment
-from whence.unroll.short_runs import FINAL_SHARE, ShortRun, clipped_to, short_run, steps_of
+from whence.unroll.short_runs import FINAL_SHARE, Clipping, ShortRun, clipping_of, short_run, steps_of
 from whence.unroll.smoothness import Smoothness, smoothness_of
 from whence.unroll.sweep import Verified, metagradients, tangents, verify
 from whence.unroll.walk import carry, carry_averaged, of_unit
@@ -18,6 +18,7 @@ from whence.unroll.walk import carry, carry_averaged, of_unit
 __all__ = [
     "Directions",
     "FINAL_SHARE",
+    "Clipping",
     "Replay",
     "Room",
     "Run",
@@ -31,7 +32,7 @@ __all__ = [
     "check_contents",
     "check_loss",
     "directions_of",
-    "clipped_to",
+    "clipping_of",
     "implicit_damping",
     "measure_sweep",
     "metagradients",

@@ -232,6 +232,11 @@ class Run:
         """The first step of every stage, and the step after its last."""
         return stages_of(self.record, self.log)
 
+    def has_new_optimizer(self, start: int) -> bool | None:
+        """Whether the stage from a step on began with a new optimizer; None where an earlier version did not write it down."""
+        stages = [stage for stage in self.record["stages"] if stage["start"] == start]
+        return any(stage["is_new"] for stage in stages) if all("is_new" in stage for stage in stages) else None
+
     def shares(self, start: int, stop: int) -> dict[str, float]:
         """By id, each example's share of what was met from a step up to another."""
         return shares_of(self.log, start, stop)

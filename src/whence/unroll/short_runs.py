@@ -17,7 +17,7 @@ from whence.progress import Meter
 from whence.unroll.replay import Replay, State
 from whence.unroll.run import Run
 
-__all__ = ["FINAL_SHARE", "ShortRun", "clipped_to", "short_run", "steps_of"]
+__all__ = ["FINAL_SHARE", "Clipping", "ShortRun", "clipping_of", "short_run", "steps_of"]
 
 FINAL_SHARE = 0.5
 """Share of the final weights in those that a short run begins with."""
@@ -26,6 +26,48 @@ FINAL_SHARE = 0.5
 _STRIDE, _FEWEST = 10, 50
 # Of the last steps of a short run, whose losses are compared.
 _COMPARED = 4
+
+
+# Norms that clipping cut to are the same up to what float32 rounds in a gradient's.
+_NORMS_AGREE = 0.01
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """What norms a run's gradients were cut to, as far as checkpoints tell.
+
+    Args:
+        norms: By the first step of a stage, the norms of its steps that were cut right after a checkpoint; stages without such are not in it.
+        untold: First steps of stages that cut gradients, of which no such step tells the norm.
+    """
+
+    norms: Mapping[int, tuple[float, ...]]
+    untold: tuple[int, ...] = ()
+
+    def norm(self, stage: int) -> float | None:
+        """That short runs cut to in a stage: the mean of those known; None where none is."""
+        norms = self.norms.get(stage)
+        return None if norms is None else sum(norms) / len(norms)
+
+    def notes(self) -> list[str]:
+        """What a reader of short runs should know of it."""
+        notes = []
+        if self.untold:
+            stages = (
+                f"the stages from steps {', '.join(map(str, self.untold))} on"
+                if self.norms or len(self.untold) > 1
+                else "the run"
+            )
+            notes.append(
+                f"short runs cut gradients by the factors of the recorded steps: what norm {stages} cut them to is not known"
+            )
+        for norms in self.norms.values():
+            if max(norms) - min(norms) > _NORMS_AGREE * max(norms):
+                notes.append(
+                    f"gradients of the run seem to have been cut to norms from {min(norms):.3g} to {max(norms):.3g} in a stage; short runs "
+                    f"cut to the mean, {sum(norms) / len(norms):.3g}"
+                )
+        return notes
 
 
 @dataclass(frozen=True)
@@ -56,12 +98,13 @@ def steps_of(run: Run, number: int) -> list[int]:
     return [step for start, stop in run.stages for step in range(min(start + number % stride, stop - 1), stop, stride)]
 
 
-def short_run(replay: Replay, number: int, progress: Meter) -> ShortRun:
-    """Train a further model.
+def short_run(replay: Replay, number: int, clipping: Clipping, progress: Meter) -> ShortRun:
+    """Train a further model, with the optimizer's state emptied where the recorded run began a stage with a new optimizer, and only there.
 
     Args:
-        replay: The recorded run; where it was clipped to one norm, with its `limit`.
+        replay: The recorded run.
         number: Of the short run, from 0; what is drawn depends on it alone.
+        clipping: What gradients are cut to.
         progress: Advanced once per step.
 
     Returns:
@@ -75,13 +118,15 @@ def short_run(replay: Replay, number: int, progress: Meter) -> ShortRun:
     _check(replay)
     first, last = replay.load(run.checkpoints[0]), run.values(run.checkpoints[-1], "gradients")
     state = State({**first.values, "weights": _between(first.values["weights"], last, number)}, dict.fromkeys(first.counts, 0))
-    starts = {start for start, _ in run.stages}
-    stage = run.stages[0][0]
+    starts = [start for start, _ in run.stages]
+    stage = starts[0]
+    replay.limit = clipping.norm(stage)
+    replay.fresh.update(start for start in starts if run.has_new_optimizer(start) is not False)
     with replay.prepared_model():
         for step in steps:
             begun = max(start for start in starts if start <= step)
             if begun != stage:
-                stage, state = begun, _with_new_optimizer(replay, state, begun)
+                stage, state, replay.limit = begun, replay.renewed(state, begun), clipping.norm(begun)
             state = replay.advance(state, replay.gradients(state, step), step)
             progress.advance()
         weights = state.values["weights"]
@@ -100,20 +145,27 @@ def short_run(replay: Replay, number: int, progress: Meter) -> ShortRun:
     return ShortRun(weights, len(steps), losses[0], losses[1])
 
 
-def clipped_to(replay: Replay) -> float | None:
-    """The norm that a run's gradients were cut to, by a step that was cut right after a checkpoint; None if there is none.
+def clipping_of(replay: Replay) -> Clipping:
+    """The norms that a run's gradients were cut to, by steps that were cut right after a checkpoint.
 
     Args:
         replay: The run.
     """
-    run = replay.run
+    run, norms, untold = replay.run, {}, []
     with replay.prepared_model():
-        for step in run.checkpoints[:-1]:
-            if run.log.factors[step] < 1:
-                gradients = replay.gradients(replay.load(step), step)
-                norm = torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt()
-                return run.log.factors[step] * (float(norm) + 1e-6)
-    return None
+        for start, stop in run.stages:
+            cut = [step for step in run.checkpoints if start <= step < stop and run.log.factors[step] < 1]
+            if cut:
+                norms[start] = tuple(run.log.factors[step] * (_norm(replay, step) + 1e-6) for step in cut)
+            elif min(run.log.factors[start:stop]) < 1:
+                untold.append(start)
+    return Clipping(norms, tuple(untold))
+
+
+def _norm(replay: Replay, step: int) -> float:
+    """Of the gradient of the step after a checkpoint."""
+    gradients = replay.gradients(replay.load(step), step)
+    return float(torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt())
 
 
 def _check(replay: Replay) -> None:
@@ -145,17 +197,6 @@ def _between(first: Mapping[str, Tensor], last: Mapping[str, Tensor], number: in
         order = torch.randperm(value.numel(), generator=generator).to(value.device)
         mixed[name] = FINAL_SHARE * last[name].to(value) + (1 - FINAL_SHARE) * value.flatten()[order].view_as(value)
     return mixed
-
-
-def _with_new_optimizer(replay: Replay, state: State, start: int) -> State:
-    """The state as a stage begins: its own parameters, and nothing that the optimizer of the stage before kept."""
-    loaded = replay.load(start)
-    empty = {
-        kind: {name: torch.zeros_like(value) for name, value in rows.items()}
-        for kind, rows in loaded.values.items()
-        if kind != "weights"
-    }
-    return State({**empty, "weights": state.values["weights"]}, dict.fromkeys(loaded.counts, 0))
 
 
 def _loss(replay: Replay, weights: Mapping[str, Tensor], step: int) -> float:

@@ -23,12 +23,13 @@ from whence.settings import Runtime
 from whence.tasks import AbstractTask
 from whence.unroll import (
     FINAL_SHARE,
+    Clipping,
     Replay,
     Run,
     ShortRun,
     check_contents,
     check_loss,
-    clipped_to,
+    clipping_of,
     open_run,
     short_run,
     steps_of,
@@ -71,6 +72,7 @@ def over_members(
         )
     run = open_run(settings.run)
     replay, notes = _checked_replay(task, train, run, runtime)
+    clipping = clipping_of(replay)
     folder = None if settings.factors is None else Path(settings.factors)
 
     def scored(name: str) -> ScoreTable:
@@ -82,13 +84,13 @@ def over_members(
         if not runtime.is_quiet:
             say(f"short run {number + 1} of {settings.members}")
         with meter("short run", len(steps_of(run, number)), quiet=runtime.is_quiet) as progress:
-            shorts.append(short_run(replay, number, progress))
+            shorts.append(short_run(replay, number, clipping, progress))
     tables = [scored("final")]
     for number, short in enumerate(shorts):
         with _weights(task.model, short.weights):
             tables.append(scored(f"member-{number}"))
     first, names = tables[0], ["final weights", *(f"short run {number + 1}" for number in range(settings.members))]
-    notes = [*_notes(replay, shorts), *notes, *common_notes(names, tables)]
+    notes = [*_notes(replay, shorts, clipping), *notes, *common_notes(names, tables)]
     return ScoreTable(
         torch.stack([table.scores for table in tables]).mean(0), first.query_ids, train.ids, first.unit,
         f"{first.method}, {len(tables)} models of a run", tuple(notes),
@@ -111,9 +113,7 @@ def _checked_replay(task: AbstractTask, train: Dataset, run: Run, runtime: Runti
     notes += check_loss(task, train, run, max_positions=positions, quiet=runtime.is_quiet, labels=contents.labels)
     if unseen:
         notes.append(f"{len(unseen):,} examples that the run never met are scored too, the first {unseen[0]!r}")
-    replay = Replay(task, train, run, max_positions=positions)
-    replay.limit = clipped_to(replay)
-    return replay, notes
+    return Replay(task, train, run, max_positions=positions), notes
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _means(of_tables: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([tensors[name] for tensors in of_tables]).mean(0) for name in of_tables[0]}
 
 
-def _notes(replay: Replay, shorts: list[ShortRun]) -> list[str]:
+def _notes(replay: Replay, shorts: list[ShortRun], clipping: Clipping) -> list[str]:
     """How the further models came about."""
     run, losses = replay.run, ", ".join(f"{short.loss:.4g}" for short in shorts)
     of_run = sum(short.loss_of_run for short in shorts) / len(shorts)
@@ -146,6 +146,11 @@ def _notes(replay: Replay, shorts: list[ShortRun]) -> list[str]:
     ]
     if dropout := dropout_of(replay.task.model):
         notes.append(f"short runs were trained without dropout ({dropout})")
-    if replay.limit is None and min(run.log.factors) < 1:
-        notes.append("short runs cut gradients by the factors of the recorded steps: what norm they were cut to is not known")
+    notes += clipping.notes()
+    later = [start for start, _ in run.stages[1:]]
+    if unsure := [start for start in later if run.has_new_optimizer(start) is None]:
+        notes.append(
+            f"short runs begin the stages from steps {', '.join(map(str, unsure))} on with an empty optimizer: the record does not say "
+            "whether the run did"
+        )
     return notes
