@@ -9,12 +9,14 @@ from tests.reference.aligned import best_coordinates, low_rank_scores, whitened_
 from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
-from whence.compress import TURNED, Aligned, Axes, quantize, to_integers, turn, turn_back, unpack
+from whence.compress import TURNED, Aligned, Axes, Kronecker, Whitened, quantize, to_integers, turn, turn_back
 from whence.curvature import Choosing, Code, code_axes, fit_ekfac, most_bits
 from whence.data import Dataset
 from whence.errors import BadInput, StoreMismatch, UnknownOption
 from whence.pipeline.stored import code_size as sizes
 from whence.pipeline.stored import learn_code as codes_module
+from whence.records import Dense, OneHot, Pair, Unit
+from whence.reflections import Blocked, Reflected
 from whence.score import token_scores
 from whence.settings import FitConfig
 from whence.store import open_store, verify_store
@@ -100,13 +102,13 @@ def test_rounded_axes_multiply_as_their_numbers(bits, monkeypatch):
     torch.manual_seed(0)
     axes = torch.randn(TURNED + 23, 3) * torch.rand(TURNED + 23, 1)
     made = Axes.of(axes, bits, 0, seed=5)
-    found = torch.cat([block for _, block in made.blocks()])
+    found = torch.cat([block.clone() for _, block in made.blocks()])
     if bits == 32:
         assert torch.equal(found, axes)
         return
     assert len(found) == 2 * TURNED
     codes, scales = quantize(turn(axes.T, 0, seed=5).T.contiguous(), bits)
-    assert torch.equal(found, to_integers(unpack(codes, bits)[:, :3], bits) * scales.float()[:, None])
+    assert torch.equal(found, to_integers(codes, bits)[:, :3] * scales.float()[:, None])
     back = turn_back(found.T.contiguous(), 0, seed=5).T[: len(axes)]
     assert float((back - axes).norm() / axes.norm()) < {8: 0.01, 4: 0.2, 1: 0.8}[bits]
 
@@ -390,3 +392,48 @@ def test_shared_bytes_are_kept(tmp_path):
         assert sum(tensor.nbytes for tensor in tensors.values()) <= most + 4096, most
         kept[most] = int(tensors["axes_width"]), int(tensors["axes_bits"])
     assert kept[8_000_000] == (30, 32) and kept[600_000][1] < 32, kept
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+@pytest.mark.parametrize("width", [3, 13, 64])
+def test_codes_by_integers_are_those_by_floating_point(bits, width):
+    torch.manual_seed(0)
+    axes = Axes.of(torch.randn(TURNED + 23, width) * 10 ** torch.randn(TURNED + 23, 1), bits, 0, seed=5)
+    rows = torch.randn(4, len(axes.codes)) * torch.tensor([1e-25, 1.0, 1e20, 0.0])[:, None]
+    for chosen, numbers in axes.blocks():
+        part = rows[:, chosen]
+        found = axes.product(part, chosen, axes.room(torch.int8)).double()
+        sizes = (part.double().abs() @ numbers.double().abs()).clamp_min(1e-300)
+        assert float(((found - part.double() @ numbers.double()).abs() / sizes).max()) < 3e-7
+    rows[1, 5], rows[0, 7] = torch.nan, torch.inf
+    is_finite = axes.product(rows[:, axes.slices()[0]], axes.slices()[0], axes.room(torch.int8)).isfinite().all(1)
+    assert is_finite.tolist() == [False, False, True, True]
+
+
+def bases_of(size):
+    """Every kind of basis, with the matrix that it stands for."""
+    torch.manual_seed(size)
+    square = torch.linalg.qr(torch.randn(size, size).double())[0]
+    reflected = Reflected.towards(torch.linalg.qr(torch.randn(size, 3).double())[0])
+    bands = torch.zeros(size, dtype=torch.int64).index_fill(0, torch.tensor([0, 2]), -1)
+    block = Blocked(torch.linalg.qr(torch.randn(2, 2).double())[0], torch.tensor([0, 2]), bands)
+    one = torch.eye(size).double()
+    return [(None, one), (square, square), (reflected, reflected.written_out()), (block, block.after(one))]
+
+
+@pytest.mark.parametrize("kept", [None, [], [0, 1, 9], [5], list(range(0, 63, 2))])
+@pytest.mark.parametrize("is_hot", [False, True])
+def test_kept_coordinates_are_those_of_whole_gradients(kept, is_hot):
+    """Directions that no kept coordinate has are never made: what is kept must be what the whole product has there."""
+    unit, torch_kept = Unit("w", 7, 9, ("w",)), None if kept is None else torch.tensor(kept, dtype=torch.int64)
+    for outputs, left_OO in bases_of(7):
+        for inputs, right_II in bases_of(9):
+            torch.manual_seed(0)
+            weights_OI = torch.rand(7, 9).double()
+            given = OneHot(torch.randint(7, (2, 4)), 7, torch.float64) if is_hot else Dense(torch.randn(2, 4, 7).double())
+            pair = Pair(given, Dense(torch.randn(2, 4, 9).double()))
+            rows = Whitened(Kronecker((unit,), (outputs,), (inputs,)), (weights_OI,), (torch_kept,)).rows(2)
+            rows(0, pair)
+            whole = (left_OO.T @ pair.gradient() @ right_II * weights_OI).flatten(1)
+            wanted = whole if torch_kept is None else whole[:, torch_kept]
+            torch.testing.assert_close(rows.finished()[0][:, 0].double(), wanted, rtol=1e-10, atol=1e-12)

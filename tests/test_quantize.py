@@ -14,7 +14,7 @@ from tests.settings import QUIET
 from tests.test_store import contents, make_records, make_task, read_as_documented
 from whence.compress import QuantizedCodec
 from whence.compress.integers import IntegerScorer
-from whence.compress.quantize import packed_width, quantize, to_integers, unpack
+from whence.compress.quantize import packed_width, quantize, to_integers
 from whence.errors import NonFinite, StoreMismatch, UnknownOption
 from whence.store import open_store, verify_store
 
@@ -33,7 +33,7 @@ def test_codes_are_the_nearest_and_lie_as_documented(bits, width):
     codes, scales = quantize(rows, bits)
     assert codes.shape == (5, packed_width(width, bits)) and scales.dtype == torch.bfloat16
     wanted = decoded(codes.tolist(), scales.tolist(), width, bits)
-    found = to_integers(unpack(codes, bits)[:, :width], bits).double() * scales.double()[:, None]
+    found = to_integers(codes, bits)[:, :width].double() * scales.double()[:, None]
     assert found.tolist() == wanted
     for row, scale, numbers in zip(rows.tolist(), scales.tolist(), wanted, strict=True):
         if bits == 2:  # nearest in one of the steps that are tried, then made longer
@@ -50,7 +50,7 @@ def test_no_other_scale_is_much_better(bits):
     torch.manual_seed(0)
     rows = torch.randn(8, 400).double()
     codes, scales = quantize(rows, bits)
-    found = to_integers(unpack(codes, bits), bits).double() * scales.double()[:, None]
+    found = to_integers(codes, bits).double() * scales.double()[:, None]
     error = (found - rows).norm(dim=1)
     assert float((error / rows.norm(dim=1)).max()) < ERRORS[bits]
     if bits <= 2:  # these are as long as the row along itself; the least error is that of a shorter code
@@ -81,7 +81,7 @@ def test_integer_products_are_inner_products(bits, rows, width, queries, seed, w
     query = torch.randn(queries, width, generator=generator, dtype=torch.float64).to(torch.float64 if wide else torch.float32)
     query[0] = 0
     codes, _ = quantize(numbers, bits)
-    values = to_integers(unpack(codes, bits)[:, :width], bits).double()
+    values = to_integers(codes, bits)[:, :width].double()
     found = scored(query, codes, bits)
     assert found.dtype == query.dtype
     eps = torch.finfo(query.dtype).eps
@@ -108,7 +108,7 @@ def test_integer_products_of_long_rows(bits, monkeypatch):
     rows = torch.full((3, 150_001), 3.0)
     rows[:, ::70] = -2.0
     codes, _ = quantize(rows, bits)
-    values = to_integers(unpack(codes, bits)[:, :150_001], bits).double()
+    values = to_integers(codes, bits)[:, :150_001].double()
     query = torch.linspace(0.95, 1, 150_001).double()[None]
     torch.testing.assert_close(scored(query, codes, bits), values @ query.T, rtol=1e-13, atol=0)
 

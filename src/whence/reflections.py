@@ -91,6 +91,12 @@ class Reflected:
         rows = -(here.vectors_NK[ids] @ here.triangle_KK) @ here.vectors_NK.T
         return rows.scatter_add_(-1, ids[..., None], torch.ones_like(rows[..., :1]))
 
+    def columns(self, places_P: Tensor) -> Tensor:
+        """Some columns of Q, shape (N, P): products with few of them take fewer operations than with all."""
+        columns_NP = -self.vectors_NK @ (self.triangle_KK @ self.vectors_NK[places_P].T)
+        columns_NP[places_P, torch.arange(len(places_P), device=places_P.device)] += 1
+        return columns_NP
+
     def squares_times(self, values_NM: Tensor) -> Tensor:
         """The product of Q's squared entries with a matrix, some rows of Q at a time."""
         places_N = torch.arange(len(self.vectors_NK), device=values_NM.device)

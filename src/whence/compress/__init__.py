@@ -7,7 +7,7 @@ from whence.compress.factors import factorize
 from whence.compress.kronecker import Kronecker, RowSums, projected_shape
 from whence.compress.masked import BLOW_UP, ChannelMask, EntryMask, entries_of
 from whence.compress.projection import AxesSketch, Random, nystroem_directions, random_matrix
-from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.quantize import quantize, to_integers
 from whence.compress.quantized_codec import QuantizedCodec
 from whence.compress.residual import Residual
 from whence.compress.sparse import SparseSketch, random_places
@@ -21,7 +21,6 @@ __all__ = [
     "turn_back",
     "quantize",
     "to_integers",
-    "unpack",
     "REST",
     "Aligned",
     "Axes",

@@ -4,29 +4,35 @@ Axes: B batch, T positions, O x I a unit's coordinates in the curvature's bases,
 K numbers of a code, R mixtures of what the axes leave.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from whence.compress.encoder import Encoder
+from whence.compress.integers import has_integer_product, integer_product
 from whence.compress.kronecker import Kronecker
-from whence.compress.quantize import INT4_CUTS, quantize, to_integers, unpack
+from whence.compress.quantize import INT4_CUTS, quantize, to_integers
 from whence.compress.residual import Residual
 from whence.compress.turn import TURNED, turn, turn_back
 from whence.compress.whole import joined_unit
 from whence.records import Pair, Unit
+from whence.reflections import Basis, Reflected
 
 __all__ = ["REST", "Aligned", "Axes", "Whitened", "numbers_held"]
 
 REST = "what the axes leave"
 """Name of a code's second part."""
 
-# Numbers of the axes written out at a time.
-_BLOCK_NUMBERS = 1 << 22
+# Numbers of the axes written out at a time, and squares of coordinates: integer products of more would not add up to an int32.
+_BLOCK_NUMBERS, _MOST_SQUARES = 1 << 22, 8
 # Many mixed axes are normal numbers, for which one cut is as good as the best of several.
 _CUTS, _MANY_AXES = (0.75,), 64
+# Of a basis' columns, as many at most are copied to be multiplied with alone.
+_WORTH_COPYING = 0.75
 # Of gradients written out at a time.
 _GRADIENT_NUMBERS = 1 << 23
 
@@ -68,11 +74,12 @@ class Whitened:
         """A fresh consumer for a batch."""
         return _Rows(self, num_examples)
 
-    def coordinates(self, index: int, rows_BOI: Tensor) -> Tensor:
-        """From a unit's gradients in the bases to what is kept of them, shape (B, U)."""
-        rows_BU = (rows_BOI * self.weights[index].to(rows_BOI)).flatten(1)
-        kept_K = self.coordinates_kept[index]
-        return rows_BU if kept_K is None else rows_BU[:, kept_K]
+    @cached_property
+    def narrowed(self) -> "_Narrowed":
+        """What makes rows: of the bases the directions that a kept coordinate has."""
+        units = zip(self.bases.outputs, self.bases.inputs, self.weights, self.coordinates_kept, strict=True)
+        outputs, inputs, weights, places = zip(*(_narrow(*parts) for parts in units), strict=True)
+        return _Narrowed(Kronecker(self.units, outputs, inputs), weights, places)
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
@@ -82,6 +89,56 @@ class Whitened:
             query_U = torch.zeros(weights_OI.numel(), dtype=query_U.dtype).index_copy(0, kept_K.cpu(), query_U)
         back_OI = query_U.view(weights_OI.shape) * weights_OI.to(query_U)
         return self.bases.position_scores(index, pair.wide(), {index: back_OI})
+
+
+@dataclass(frozen=True)
+class _Narrowed:
+    """Bases without directions that no kept coordinate has: fewer than all coordinates are made, and the kept ones taken from them.
+
+    Args:
+        bases: The directions, O' of outputs and I' of inputs.
+        weights: Per unit those of the kept coordinates, or of all, shape (U,).
+        places: Per unit the kept coordinates' places among O' x I'; None for all.
+    """
+
+    bases: Kronecker
+    weights: tuple[Tensor, ...]
+    places: tuple[Tensor | None, ...]
+
+    def numbers(self, index: int) -> int:
+        """Of an example's gradient before the kept ones are taken from it."""
+        return math.prod(self.bases.shapes()[index])
+
+    def rows(self, index: int, pair: Pair) -> Tensor:
+        """What is kept of a unit's whitened gradients, shape (B, U)."""
+        rows_BU, places_U = self.bases.project(index, pair).flatten(1), self.places[index]
+        rows_BU = rows_BU if places_U is None else rows_BU[:, places_U]
+        return rows_BU * self.weights[index].to(rows_BU)
+
+
+def _narrow(
+    outputs: Basis | None, inputs: Basis | None, weights_OI: Tensor, kept_U: Tensor | None
+) -> tuple[Basis | None, Basis | None, Tensor, Tensor | None]:
+    """Both bases, the weights of what is kept, and its places."""
+    if kept_U is None:
+        return outputs, inputs, weights_OI.flatten(), None
+    rows_U, columns_U = kept_U // weights_OI.shape[1], kept_U % weights_OI.shape[1]
+    outputs, rows_U, _ = _side(outputs, rows_U, weights_OI.shape[0])
+    inputs, columns_U, width = _side(inputs, columns_U, weights_OI.shape[1])
+    return outputs, inputs, weights_OI.flatten()[kept_U], rows_U * width + columns_U
+
+
+def _side(basis: Basis | None, places_U: Tensor, size: int) -> tuple[Basis | None, Tensor, int]:
+    """The directions that are needed, the kept coordinates' places among them, and how many there are.
+
+    Columns are copied only where that saves a quarter of a product or more; those of reflections where they are no more than the vectors.
+    """
+    chosen_P, among_U = places_U.unique(return_inverse=True)
+    if isinstance(basis, Tensor) and len(chosen_P) <= _WORTH_COPYING * size:
+        return basis[:, chosen_P.to(basis.device)].contiguous(), among_U, len(chosen_P)
+    if isinstance(basis, Reflected) and len(chosen_P) <= basis.directions:
+        return basis.columns(chosen_P.to(basis.vectors_NK.device)), among_U, len(chosen_P)
+    return basis, places_U, size
 
 
 class _Rows:
@@ -94,11 +151,13 @@ class _Rows:
 
     def __call__(self, index: int, pair: Pair) -> None:
         # Whitening is linear, so uses of a weight add up after it: only what is kept of a few gradients at a time is ever whole.
-        step = max(1, _GRADIENT_NUMBERS // self.encoder.weights[index].numel())
-        first = sum(self.widths[:index])
+        if not self.widths[index]:
+            return
+        narrowed, first = self.encoder.narrowed, sum(self.widths[:index])
+        step = max(1, _GRADIENT_NUMBERS // narrowed.numbers(index))
         for start in range(0, self.num_examples, step):
             stop = min(start + step, self.num_examples)
-            rows_BU = self.encoder.coordinates(index, self.encoder.bases.project(index, pair.examples(start, stop).wide()))
+            rows_BU = narrowed.rows(index, pair.examples(start, stop).wide())
             if self.joined_BM is None:
                 self.joined_BM = rows_BU.new_zeros(self.num_examples, sum(self.widths))
             self.joined_BM = self.joined_BM.to(torch.promote_types(self.joined_BM.dtype, rows_BU.dtype))
@@ -145,20 +204,44 @@ class Axes:
         codes, scales_M = quantize(turn(axes_MK.T, first, seed=seed).T.contiguous(), bits, cuts=cuts)
         return cls(codes, scales_M.float(), bits, axes_MK.shape[1])
 
+    def slices(self) -> list[slice]:
+        """Coordinates that are taken at a time."""
+        step = min(_MOST_SQUARES, max(1, _BLOCK_NUMBERS // (TURNED * self.width_K))) * TURNED
+        return [slice(start, min(start + step, len(self.codes))) for start in range(0, len(self.codes), step)]
+
+    def room(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory for the axes of one slice. Fresh memory for each would take longer than all that is written to it."""
+        rows = 0 if self.bits == 32 else max((chosen.stop - chosen.start for chosen in self.slices()), default=0)
+        return torch.empty(rows, self.codes.shape[1] * 8 // self.bits, dtype=dtype)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """The axes written out, some coordinates at a time.
 
         Yields:
-            Which coordinates, and their numbers (coordinates, K).
+            Which coordinates, and their numbers (coordinates, K), which the next ones are written over.
         """
-        step = max(1, _BLOCK_NUMBERS // (TURNED * self.width_K)) * TURNED
-        for start in range(0, len(self.codes), step):
-            chosen = slice(start, min(start + step, len(self.codes)))
-            if self.bits == 32:
-                yield chosen, self.codes[chosen]
-            else:
-                numbers_MK = to_integers(unpack(self.codes[chosen], self.bits)[:, : self.width_K], self.bits)
-                yield chosen, numbers_MK.mul_(self.scales_M[chosen, None])
+        room_MD = self.room()
+        for chosen in self.slices():
+            yield chosen, self.codes[chosen] if self.bits == 32 else self._written(chosen, room_MD)
+
+    def product(self, rows_BM: Tensor, chosen: slice, room_MD: Tensor) -> Tensor:
+        """Inner products of some coordinates of rows with the axes there, shape (B, K).
+
+        Args:
+            rows_BM: These coordinates, turned unless the axes have 32 bits.
+            chosen: One of `slices`.
+            room_MD: Memory to write the axes to; of int8 multiplies integers, which is several times as fast, and as exact for float32.
+        """
+        if self.bits == 32:
+            return rows_BM @ self.codes[chosen].to(rows_BM)
+        if room_MD.dtype != torch.int8:
+            return rows_BM @ self._written(chosen, room_MD).to(rows_BM)
+        integers_MD = to_integers(self.codes[chosen], self.bits, room_MD[: chosen.stop - chosen.start])
+        return integer_product(rows_BM * self.scales_M[chosen], integers_MD)[:, : self.width_K]
+
+    def _written(self, chosen: slice, room_MD: Tensor) -> Tensor:
+        integers_MD = to_integers(self.codes[chosen], self.bits, room_MD[: chosen.stop - chosen.start])
+        return integers_MD[:, : self.width_K].mul_(self.scales_M[chosen, None])
 
 
 @dataclass(frozen=True)
@@ -214,10 +297,12 @@ class Aligned:
         found_BK = rows_BM.new_zeros(len(rows_BM), self.axes.width_K)
         rest = self.residual
         sketched_BR = None if rest is None else rows_BM.new_zeros(len(rows_BM), rest.width_R)
-        for chosen, block_MK in self.axes.blocks():
+        is_integer = rows_BM.dtype == torch.float32 and rows_BM.device.type == "cpu" and has_integer_product()
+        room_MD = self.axes.room(torch.int8 if is_integer else torch.float32)
+        for chosen in self.axes.slices():
             part_BM = rows_BM[:, chosen]
             turned_BM = turn(part_BM, chosen.start, seed=self.seed) if self.axes.bits < 32 or rest is not None else part_BM
-            found_BK.addmm_(turned_BM if self.axes.bits < 32 else part_BM, block_MK.to(rows_BM))
+            found_BK += self.axes.product(turned_BM if self.axes.bits < 32 else part_BM, chosen, room_MD)
             if rest is not None and sketched_BR is not None:
                 start = chosen.start
                 sketched_BR += rest.part(slice(start, start + turned_BM.shape[1])).times(turned_BM)

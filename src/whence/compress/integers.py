@@ -13,12 +13,14 @@ from torch.nn.functional import pad
 from whence.compress.quantize import packed_width
 from whence.internals import int8_product
 
-__all__ = ["IntegerScorer"]
+__all__ = ["IntegerScorer", "has_integer_product", "integer_product"]
 
 # Two digits of a query are 254 apart: a rest of half a step becomes a digit of at most 127.
 _BASE = 254
 # Products of so many pairs of int8 still add up to an int32, and so few columns are multiplied fastest.
 _COLUMNS = 1024
+# Of a float32.
+_DIGITS = 3
 # Numbers that a thread unpacks at a time, and products of them before they are added up: both should stay in a processor's cache.
 _BLOCK_NUMBERS = 1 << 21
 _PRODUCTS = 1 << 18
@@ -26,6 +28,40 @@ _PRODUCTS = 1 << 18
 _FEWEST_ROWS = 256
 # Of one column PyTorch 2.13 gives wrong products where a stride is ambiguous; in float32 so few are exact as well.
 _NARROW = 8
+
+
+def has_integer_product() -> bool:
+    """Whether this processor multiplies integers faster than floating point."""
+    return int8_product() is not None
+
+
+def integer_product(rows_QD: Tensor, integers_DN: Tensor) -> Tensor:
+    """Products of real rows with int8 numbers by integer arithmetic: each row as three digits, which hold what a float32 does.
+
+    Args:
+        rows_QD: The rows, float32, on the CPU.
+        integers_DN: From -127 to 127, N a multiple of a byte's numbers, contiguous. Up to 131,072 rows of products add up to an int32.
+
+    Returns:
+        Shape (Q, N), float32.
+    """
+    product = int8_product()
+    assert product is not None, "asked for before"
+    if integers_DN.shape[1] < _NARROW:
+        return rows_QD @ integers_DN.float()
+    top_Q = rows_QD.abs().amax(1)
+    # A row that is not finite has digits without a meaning; its weight carries the fault to the products.
+    rest_QD = torch.nan_to_num_(rows_QD * torch.where(top_Q > 0, 127 / top_Q, 0)[:, None])
+    digits_GQD, rounded_QD = rest_QD.new_empty(_DIGITS, *rest_QD.shape, dtype=torch.int8), torch.empty_like(rest_QD)
+    for digit_QD in digits_GQD:
+        torch.round(rest_QD, out=rounded_QD)
+        digit_QD.copy_(rounded_QD)
+        rest_QD.sub_(rounded_QD).mul_(_BASE)
+    products_CN = torch.empty(_DIGITS * len(rows_QD), integers_DN.shape[1], dtype=torch.int32)
+    product(digits_GQD.flatten(0, 1), integers_DN, out=products_CN)
+    worth_G = _BASE ** -torch.arange(_DIGITS, dtype=torch.float64)
+    sums_QN = (products_CN.view(_DIGITS, len(rows_QD), -1) * worth_G[:, None, None]).sum(0)
+    return sums_QN.mul_(top_Q[:, None] / 127).float()
 
 
 class IntegerScorer:
@@ -96,7 +132,7 @@ class IntegerScorer:
 
 def _digits(query_QD: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Digits (D, C) in the order of `_planes`, with zeros for what fills the last byte of codes, and what a unit of each is worth (G, Q)."""
-    num_digits = 7 if query_QD.dtype == torch.float64 else 3
+    num_digits = 7 if query_QD.dtype == torch.float64 else _DIGITS
     top_Q = query_QD.abs().amax(1).double()
     # A query that is not finite has digits without a meaning; its weights carry the fault to the scores.
     rest_QD = torch.nan_to_num(query_QD.double() / top_Q[:, None] * 127)
@@ -116,8 +152,9 @@ def _digits(query_QD: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _planes(codes_NB: Tensor, bits: int, room: Tensor) -> Tensor:
-    """The integers of codes as `unpack` gives them, (N, D), but all first numbers of the bytes before all second ones.
+    """The integers of codes, (N, D), in a form that is fast to make: all first numbers of the bytes before all second ones.
 
+    As they are for 8 bits, times 16 for 4; for 2 and 1 bits half of their distance from the lowest, 0 to 3 and 0 to 1.
     So few whole passes over bytes are made; numbers in their own order would have to be put in place one by one.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.compress.projection import Random, random_matrix
 from whence.records import Dense, OneHot, Pair, Side, Unit
-from whence.reflections import Basis
+from whence.reflections import Basis, Blocked
 
 __all__ = ["Kronecker", "RowSums", "projected_shape"]
 
@@ -123,9 +123,14 @@ class Kronecker:
 
     def project(self, index: int, pair: Pair) -> Tensor:
         """Projected gradients of the examples of a pair, shape (B, P, R), float32 or wider."""
-        if self.outputs[index] is None and isinstance(pair.outputs, OneHot):
-            # Rows are added up where they belong, and one-hot vectors never written out.
-            return Pair(pair.outputs, Dense(self._times(index, False, pair.inputs))).wide().gradient()
+        basis = self.outputs[index]
+        if isinstance(basis, Blocked) or (basis is None and isinstance(pair.outputs, OneHot)):
+            # Rows are added up where they belong, one-hot vectors never written out, and only the rows of a block are turned afterwards.
+            rows_BOR = Pair(pair.outputs, Dense(self._times(index, False, pair.inputs))).wide().gradient()
+            if basis is not None:
+                here = basis.to(rows_BOR)
+                rows_BOR.index_copy_(1, here.places_K, here.block_KK.T @ rows_BOR[:, here.places_K])
+            return rows_BOR
         left_BTP, right_BTR = self.sides(index, pair)
         wide = torch.promote_types(torch.promote_types(left_BTP.dtype, right_BTR.dtype), torch.float32)
         return torch.bmm(left_BTP.to(wide).transpose(1, 2), right_BTR.to(wide))

@@ -9,14 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["INT4_CUTS", "packed_width", "quantize", "to_integers", "unpack"]
+__all__ = ["INT4_CUTS", "packed_width", "quantize", "to_integers"]
 
 # Of 4 bits the outermost values are rare: what is lost by cutting them off is less than what finer steps gain.
 INT4_CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 # Half the step of the four levels -3, -1, 1 and 3, in root mean squares of the row: around the best for normal numbers, 0.498 (Max 1960).
 _INT2_STEPS = (0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35)
-# The four two-bit numbers in each byte, the first in its lowest bits.
-_QUARTERS = np.array([[byte >> shift & 3 for shift in (0, 2, 4, 6)] for byte in range(256)], dtype=np.uint8).view("<u4")[:, 0]
+
+
+def _values_of_bytes(bits: int, dtype: type) -> np.ndarray:
+    """The numbers in each byte, the first in its lowest bits, as one record a byte."""
+    levels = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1
+    values = ((levels ^ 8) - 8 if bits == 4 else 2 * levels - ((1 << bits) - 1)).astype(dtype)
+    return values.view(f"V{values.itemsize * values.shape[1]}")[:, 0]
+
+
+_VALUES = {
+    dtype: {bits: _values_of_bytes(bits, numbers) for bits in (1, 2, 4)}
+    for dtype, numbers in ((torch.float32, np.float32), (torch.int8, np.int8))
+}
 
 
 def packed_width(numbers: int, bits: int) -> int:
@@ -43,7 +54,7 @@ def quantize(rows_ND: Tensor, bits: int, *, cuts: Sequence[float] = INT4_CUTS) -
         cuts: Of 4 bits, shares of the largest number that are tried as the outermost value.
 
     Returns:
-        Codes (N, B) as `unpack` reads them, and scales (N,). A row with a number that is not finite has such a scale.
+        Codes (N, B) as `to_integers` reads them, and scales (N,). A row with a number that is not finite has such a scale.
     """
     if bits == 1:
         codes = torch.from_numpy(np.packbits((rows_ND >= 0).cpu().numpy(), axis=1, bitorder="little"))
@@ -67,37 +78,24 @@ def quantize(rows_ND: Tensor, bits: int, *, cuts: Sequence[float] = INT4_CUTS) -
     return torch.from_numpy(packed), scale_N1[:, 0].cpu()
 
 
-def unpack(codes_NB: Tensor, bits: int) -> Tensor:
-    """The integers of codes, in a form that is fast to make.
-
-    As they are for 8 bits, times 16 for 4; for 2 and 1 bits half of their distance from the lowest, 0 to 3 and 0 to 1. The first column is in
-    the lowest bits of a byte.
+def to_integers(codes_NB: Tensor, bits: int, into: Tensor | None = None) -> Tensor:
+    """The codes' values: what the scale is to be multiplied with. The first column is in the lowest bits of a byte.
 
     Args:
         codes_NB: What `quantize` gave, on the CPU.
         bits: 8, 4, 2 or 1.
+        into: Contiguous memory of the result's shape, float32 or int8, to be written over; None for fresh memory of float32.
 
     Returns:
-        int8, shape (N, B x 8 / bits): the rows, followed by what fills the last byte.
+        Shape (N, B x 8 / bits): the rows, followed by what fills the last byte.
     """
+    into = torch.empty(len(codes_NB), codes_NB.shape[1] * 8 // bits) if into is None else into
     if bits == 8:
-        return codes_NB
-    codes = codes_NB.numpy()
-    if bits == 1:
-        return torch.from_numpy(np.unpackbits(codes, axis=1, bitorder="little").view(np.int8))
-    if bits == 2:
-        return torch.from_numpy(_QUARTERS[codes].view(np.int8))
-    pairs = codes.astype(np.uint16)
-    # Each half of a byte goes to the upper half of a byte of its own, where its sign bit is the byte's.
-    return torch.from_numpy(((pairs << 4 & 0xF0) | (pairs << 8 & 0xF000)).astype("<u2", copy=False).view(np.int8))
-
-
-def to_integers(unpacked_ND: Tensor, bits: int) -> Tensor:
-    """The codes' values in float32, shape (N, D): what the scale is to be multiplied with."""
-    wide_ND = unpacked_ND.float()
-    if bits == 4:
-        return wide_ND.div_(16)
-    return wide_ND if bits == 8 else wide_ND.mul_(2).sub_(2**bits - 1)
+        return into.copy_(codes_NB)
+    # The values of a byte lie together, so that a byte is looked up at once.
+    table = _VALUES[into.dtype][bits]
+    np.take(table, codes_NB.numpy(), out=into.numpy().view(table.dtype), mode="clip")
+    return into
 
 
 def _quantize_by_quarters(rows_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whence.compress.factors import factor_ranks, factorize, score_factors
 from whence.compress.integers import IntegerScorer
-from whence.compress.quantize import packed_width, quantize, to_integers, unpack
+from whence.compress.quantize import packed_width, quantize, to_integers
 
 __all__ = ["QuantizedCodec"]
 
@@ -173,6 +173,6 @@ class QuantizedCodec:
         """Codes times scales, in float32, in the shape of the codes but for the last axis."""
         codes, scales_NS = tensors[name], tensors["scales"][:, self._scales[name]].float()
         bits = self.bits[int(name.split(".")[1])]
-        unpacked = unpack(codes.reshape(-1, codes.shape[-1]), bits)[:, :width]
-        numbers = to_integers(unpacked, bits) * scales_NS.reshape(-1, 1)
+        integers = to_integers(codes.reshape(-1, codes.shape[-1]), bits)[:, :width]
+        numbers = integers * scales_NS.reshape(-1, 1)
         return numbers.view(*codes.shape[:-1], width)

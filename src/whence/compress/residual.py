@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.compress.quantize import quantize, to_integers, unpack
+from whence.compress.quantize import quantize, to_integers
 from whence.compress.sparse import SparseSketch
 from whence.compress.turn import TURNED
 
@@ -97,5 +97,5 @@ class Residual:
             if self.bits == 32:
                 yield codes
             else:
-                numbers_RK = to_integers(unpack(codes.cpu(), self.bits)[:, : self.width_K], self.bits)
+                numbers_RK = to_integers(codes.cpu(), self.bits)[:, : self.width_K]
                 yield numbers_RK.mul_(scales_R.cpu()[:, None])

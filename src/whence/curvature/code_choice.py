@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.compress import quantize, random_matrix, to_integers, unpack
+from whence.compress import quantize, random_matrix, to_integers
 
 __all__ = ["Code", "HeldOut", "correlation", "evened", "rest_share", "rotation", "rounded"]
 
@@ -110,7 +110,7 @@ def rounded(rows_HK: Tensor, bits: int) -> Tensor:
     if bits > 8:
         return rows_HK
     integers, scales_H = quantize(rows_HK, bits)
-    numbers_HK = to_integers(unpack(integers, bits)[:, : rows_HK.shape[1]], bits)
+    numbers_HK = to_integers(integers, bits)[:, : rows_HK.shape[1]]
     return numbers_HK.to(rows_HK) * scales_H.to(rows_HK)[:, None]
 
 
