@@ -67,6 +67,12 @@ def spearman(found, wanted):
     return float(((ranks[0] * ranks[1]).sum(1) / (ranks[0].norm(dim=1) * ranks[1].norm(dim=1))).mean())
 
 
+def pearson(found, wanted):
+    """Mean over rows."""
+    scores = [part.double() - part.double().mean(1, keepdim=True) for part in (found, wanted)]
+    return float(((scores[0] * scores[1]).sum(1) / (scores[0].norm(dim=1) * scores[1].norm(dim=1))).mean())
+
+
 def agreement(arguments):
     """Scores with cut bases against those with all eigenvectors: the default first, then fewer directions, then the axes themselves."""
     import whence
@@ -109,7 +115,10 @@ def agreement(arguments):
     for name, options in settings:
         found, took, note = scores(**options)
         share = f"time {took / seconds:.2f}  {took:.1f} s"
-        print(f"{name:34} agreement {spearman(found, wanted):.4f}  {share}  {note}", flush=True)
+        print(
+            f"{name:34} agreement {spearman(found, wanted):.4f}  Pearson {pearson(found, wanted):.4f}  {share}  {note}",
+            flush=True,
+        )
 
 
 def cost(arguments):

@@ -78,8 +78,8 @@ class Whitened:
     def narrowed(self) -> "_Narrowed":
         """What makes rows: of the bases the directions that a kept coordinate has."""
         units = zip(self.bases.outputs, self.bases.inputs, self.weights, self.coordinates_kept, strict=True)
-        outputs, inputs, weights, places = zip(*(_narrow(*parts) for parts in units), strict=True)
-        return _Narrowed(Kronecker(self.units, outputs, inputs), weights, places)
+        outputs, inputs, weights, chosen = zip(*(_narrow(*parts) for parts in units), strict=True)
+        return _Narrowed(Kronecker(self.units, outputs, inputs), weights, chosen)
 
     def position_scores(self, index: int, pair: Pair, queries: Sequence[Tensor]) -> Tensor:
         """Each position's part of the inner product of one example's row with a query, shape (T,); see `Encoder`."""
@@ -98,12 +98,12 @@ class _Narrowed:
     Args:
         bases: The directions, O' of outputs and I' of inputs.
         weights: Per unit those of the kept coordinates, or of all, shape (U,).
-        places: Per unit the kept coordinates' places among O' x I'; None for all.
+        columns: Per unit the kept coordinates' places among O' x I'; None for all.
     """
 
     bases: Kronecker
     weights: tuple[Tensor, ...]
-    places: tuple[Tensor | None, ...]
+    columns: tuple[Tensor | None, ...]
 
     def numbers(self, index: int) -> int:
         """Of an example's gradient before the kept ones are taken from it."""
@@ -111,8 +111,8 @@ class _Narrowed:
 
     def rows(self, index: int, pair: Pair) -> Tensor:
         """What is kept of a unit's whitened gradients, shape (B, U)."""
-        rows_BU, places_U = self.bases.project(index, pair).flatten(1), self.places[index]
-        rows_BU = rows_BU if places_U is None else rows_BU[:, places_U]
+        rows_BU, columns_U = self.bases.project(index, pair).flatten(1), self.columns[index]
+        rows_BU = rows_BU if columns_U is None else rows_BU[:, columns_U]
         return rows_BU * self.weights[index].to(rows_BU)
 
 
