@@ -27,6 +27,8 @@ Make = Callable[..., ScoreTable]
 _QUIET = Runtime(quiet=True)
 # One product of 64 queries with the matrix of 1,024 documents takes six minutes of a core.
 _TOO_LONG = ("text", "text-long")
+# Methods whose queries are also asked in another format.
+_FORMATTED = ("grad-dot-exact", "ekfac")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Entry:
         has_damping: Whether its damping is also swept, to compare the chosen with the tuned value.
         is_ensembled: Whether it is also run on several models and averaged.
         has_control: Whether every query is also given the scores of another one: what of them is not about the question.
+        has_format: Whether it also scores the queries in the setting's other format.
         not_on: Names of settings where it would take too long.
     """
 
@@ -47,6 +50,7 @@ class Entry:
     has_damping: bool = False
     is_ensembled: bool = False
     has_control: bool = False
+    has_format: bool = False
     not_on: tuple[str, ...] = ()
 
 
@@ -70,7 +74,10 @@ def _exact(method: str, *, is_ensembled: bool = False, not_on: tuple[str, ...] =
         return attribute(task, setting.train, setting.queries, method=exact_settings(method, options), runtime=_QUIET)
 
     # A sweep with a solver would take as many solves.
-    return Entry(method, make, has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, not_on=not_on)
+    return Entry(
+        method, make,
+        has_damping=has_factors and not has_solver, is_ensembled=is_ensembled, has_format=method in _FORMATTED, not_on=not_on,
+    )  # fmt: skip
 
 
 def _cut(name: str, label: str, **fit: Any) -> Entry:
@@ -168,8 +175,12 @@ _BASELINES = (
 )
 _OF_TEXTS = (
     *_BASELINES,
-    Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries)),
-    Entry("similarity", lambda setting, task, work: representation_similarity(task, setting.train, setting.queries)),
+    Entry("bm25", lambda setting, task, work: bm25(setting.train, setting.queries), has_format=True),
+    Entry(
+        "similarity",
+        lambda setting, task, work: representation_similarity(task, setting.train, setting.queries),
+        has_format=True,
+    ),
 )
 
 DIFFUSION_ENTRIES = (
@@ -245,7 +256,7 @@ ENTRIES = (
 
 # No dampings are swept and no further models are made: a row takes minutes.
 MEDIUM_ENTRIES = tuple(
-    replace(entry, has_damping=False, has_control=entry.name == "ekfac")
+    replace(entry, has_damping=False, has_control=entry.name == "ekfac", has_format=False)
     for entry in (
         *_OF_TEXTS,
         Entry("gradient-norm", _gradient_norm),

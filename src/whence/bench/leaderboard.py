@@ -15,7 +15,8 @@ __all__ = ["write_leaderboard"]
 _INTRO = (
     "Linear datamodeling score (LDS): the rank correlation between what scores predict of models retrained on random halves of the data and "
     "what those models do. The ceiling is what a perfect prediction would reach against runs with their noise. Controls know nothing of the "
-    "question, or nothing of the model's gradients: a method that is not above them says nothing."
+    "question, or nothing of the model's gradients: a method that is not above them says nothing. Or they are a method's scores of the same "
+    "queries in another format: one that follows content rather than format loses little there."
 )
 # Bars of a setting, controls apart.
 _SHOWN = 15

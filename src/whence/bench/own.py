@@ -28,7 +28,7 @@ def own_entry(name: str) -> Entry:
         name: As file.py:function.
 
     Returns:
-        The row; the scores of another query are its control.
+        The row; the scores of another query, and those of the query in another format, are its controls.
 
     Raises:
         BadInput: If there is no such function.
@@ -41,7 +41,7 @@ def own_entry(name: str) -> Entry:
     def make(setting: Setting, task: AbstractTask, work: Path) -> ScoreTable:
         return _as_table(function(task, setting.train, setting.queries), setting, label)
 
-    return Entry(f"own-{short}-{digest}", make, has_control=True)
+    return Entry(f"own-{short}-{digest}", make, has_control=True, has_format=True)
 
 
 def _as_table(found: object, setting: Setting, label: str) -> ScoreTable:

@@ -16,11 +16,13 @@ from whence.bench.settings import Setting
 from whence.data import digest_of
 from whence.errors import Unsupported
 from whence.evaluate import (
+    Agreement,
     Brittleness,
     Evaluation,
     MislabelReport,
     RemovalCurve,
     Tuned,
+    agreement,
     evaluate,
     load_table,
     save_table,
@@ -50,7 +52,8 @@ class Bench:
         curves: What retraining without the highest scored shares does, for some methods.
         brittleness: How few proponents carry a class, for the same methods and a classifier.
         mislabels: Wrong labels found, for noisy labels.
-        controls: Names of the tables that know nothing of the question, or nothing of the model's gradients.
+        controls: Names of the tables that know nothing of the question, or nothing of the model's gradients, or of queries in another format.
+        formats: By method, how alike its scores of the queries and of the same in another format are.
     """
 
     evaluation: Evaluation
@@ -60,6 +63,7 @@ class Bench:
     brittleness: Sequence[Brittleness] = ()
     mislabels: MislabelReport | None = None
     controls: tuple[str, ...] = ()
+    formats: Sequence[Agreement] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -74,6 +78,7 @@ class Bench:
             "brittleness": [entry.to_dict() for entry in self.brittleness],
             "mislabels": None if self.mislabels is None else self.mislabels.to_dict(),
             "controls": list(self.controls),
+            "formats": [each.to_dict() for each in self.formats],
         }
 
 
@@ -110,12 +115,16 @@ def run_setting(
     sweeps: dict[str, dict[str, ScoreTable]] = {}
     table_of = partial(_table, setting, only_finished=only_finished)
     controls: list[str] = []
+    formats: list[Agreement] = []
     rows = entries_of(setting) if entries is None else entries
     beaten = controls_of(setting)
     if own:
         there = [entry for entry in rows if (_folder(setting, entry, "chosen") / "table.json").exists()]
         rows, removal = [*own, *{entry.name: entry for entry in (*beaten, *there)}.values()], ()
-        rows = [replace(entry, has_damping=False, is_ensembled=False) for entry in rows]
+        rows = [
+            replace(entry, has_damping=False, is_ensembled=False, has_format=entry.has_format and entry in own)
+            for entry in rows
+        ]
     control_names = {entry.name for entry in beaten}
     for entry in rows:
         if setting.name in entry.not_on:
@@ -129,6 +138,10 @@ def run_setting(
         if entry.has_control:
             tables.append(replace(table, scores=table.scores.roll(1, 0), method=f"{table.method}, scores of another query"))
             controls.append(tables[-1].method)
+        if entry.has_format and (other := _in_other_format(setting, entry, only_finished=only_finished)) is not None:
+            tables.append(other)
+            controls.append(other.method)
+            formats.append(agreement(table, other))
         if entry.has_damping:
             dampings = {f"{value:g} x mean": {"relative_damping": value} for value in DAMPINGS}
             by_damping = {label: table_of(entry, label, damping=damping) for label, damping in dampings.items()}
@@ -150,7 +163,17 @@ def run_setting(
         brittle(setting, removed, workers=workers, quiet=quiet),
         None if only_finished or own else mislabels(setting),
         tuple(controls),
+        formats,
     )
+
+
+def _in_other_format(setting: Setting, entry: Entry, *, only_finished: bool) -> ScoreTable | None:
+    """Scores of the queries in the setting's other format, if it has one, to be held against the truth of the queries as they are."""
+    if setting.other_format is None:
+        return None
+    name, _ = setting.other_format
+    table = _table(setting.in_other_format, entry, f"queries {name}", only_finished=only_finished)
+    return None if table is None else replace(table, method=f"{table.method}, queries {name}")
 
 
 def _table(

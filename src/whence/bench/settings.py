@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.bench.data import diabetes, digits, labelled_texts
+from whence.bench.data import diabetes, digits, labelled_texts, shifted_right
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
 from whence.bench.language import TEXT, TEXT_LONG, Language, from_scratch, tuned
 from whence.bench.small import READER_LENGTH, READER_WORDS, SmallLosses, SmallRetrain, SmallSettings, new_network
@@ -19,7 +19,7 @@ from whence.data import Dataset
 from whence.demo.model import new_model
 from whence.demo.train import QueryLosses, Retrain, train
 from whence.errors import BadInput, UnknownOption
-from whence.evaluate import Bank, BankConfig, Retraining, finished_bank, flip_labels, make_bank, random_subsets
+from whence.evaluate import Bank, BankConfig, Retraining, finished_bank, flip_labels, make_bank, random_subsets, reformatted
 from whence.pipeline import sample_images
 from whence.records import Recipe
 from whence.store import read_json, read_record, read_tensors, write_json, write_tensors
@@ -49,6 +49,7 @@ class Setting:
         folder: Where models and bank are kept.
         repeated: Of the halves, how many are trained on with one more seed, for the noise ceiling where `seeds` is 1.
         flipped_N: For noisy labels: which ones are wrong.
+        other_format: The queries with the same content in another format, under the same ids, and what format; None where there is none.
     """
 
     name: str
@@ -64,6 +65,13 @@ class Setting:
     folder: Path
     repeated: int = 0
     flipped_N: Tensor | None = field(default=None, repr=False)
+    other_format: tuple[str, Dataset] | None = field(default=None, repr=False)
+
+    @property
+    def in_other_format(self) -> "Setting":
+        """The same setting, whose queries are in the other format."""
+        assert self.other_format is not None
+        return replace(self, queries=self.other_format[1], other_format=None)
 
     @property
     def task(self) -> AbstractTask:
@@ -180,6 +188,8 @@ def _small(
         ]
 
     plain = task_of(new_network(settings.network, 0), settings.recipe(len(train[1])))
+    is_of_images = settings.network in ("mlp", "cnn")
+    shifted = plain.prepare(records((shifted_right(queries[0]), queries[1]), "query-")) if is_of_images else None
     return Setting(
         name,
         plain.prepare(records(train, "train-")),
@@ -193,6 +203,7 @@ def _small(
         seeds,
         folder,
         flipped_N=flipped_N,
+        other_format=None if shifted is None else ("shifted by a pixel", shifted),
     )
 
 
@@ -262,6 +273,7 @@ def language_setting(name: str, folder: Path, language: Language, subsets: int) 
         trained = train(language.train, vocabulary, seed=seed, settings=settings, start=language.start)
         return trained.model, trained.recipe
 
+    records = reformatted([{"id": example.id, "text": example.text} for example in language.queries.examples], "json")
     return Setting(
         name,
         language.train,
@@ -274,6 +286,7 @@ def language_setting(name: str, folder: Path, language: Language, subsets: int) 
         subsets,
         2,
         folder,
+        other_format=("as JSON", task_of(new_model(vocabulary, 0, settings), Recipe("adamw", 1.0)).prepare(records)),
     )
 
 

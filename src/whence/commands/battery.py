@@ -2,17 +2,16 @@
 
 import json
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from whence.commands.early import check_number
+from whence.commands.scorers import scorer_named
 from whence.commands.work_options import Work, WorkOptions, refuse_given
 from whence.errors import BadInput
 from whence.terminal import tell, tell_json
@@ -39,6 +38,7 @@ class MadeOptions:
         planted_label: The class that what is planted stands for.
         share: Of that class's examples, how many get the trigger.
         stages: Shuffle the weights in so many steps, the layers nearest to the output first.
+        reformat: Also score the queries in another format: upper, json or marks for texts, or file.py:function from a record to a record.
         seed: Of the shuffles, of what is planted, and what --fit is called with.
     """
 
@@ -50,6 +50,7 @@ class MadeOptions:
     planted_label: str | None = None
     share: float = 0.5
     stages: int = 1
+    reformat: str | None = None
     seed: int = 0
 
     def check(self, work: WorkOptions, flags: tuple[str, ...]) -> None:
@@ -197,23 +198,38 @@ class _MadeTables:
         self.notes: list[str] = []
         has_texts = bool(self.train) and isinstance(self.train[0], Mapping) and "text" in self.train[0]
         names = (*(settings.method or ("grad-dot-exact", "ekfac")), *_CONTROLS[: 4 if has_texts else 3])
-        self.scored = {name: _scorer(name, options.work.runtime()) for name in names}
+        self.other = self._in_other_format()
+        self.scored = {name: scorer_named(name, options.work.runtime()) for name in names}
+
+    def _in_other_format(self) -> list[Any] | None:
+        """The queries in another format, under the same ids; None if that is not asked."""
+        from whence.evaluate import reformatted
+        from whence.functions import function_at, is_function
+
+        how = self.options.making.reformat
+        if how is None:
+            return None
+        return reformatted(self.queries, function_at(how) if is_function(how) else how)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """By method and test, the mean over queries with its interval."""
-        from whence.evaluate import battery, randomisation
+        from whence.evaluate import agreement, battery, randomisation
         from whence.progress import say
 
         options, settings = self.options, self.options.making
         planted = self._planted()  # before anything long, for what cannot be planted
         task = options.work.load(str(settings.model)) if self.fit is None else self._trained(self.train)
         train, queries = self._prepared(task, self.train), self._prepared(task, self.queries)
+        other = None if self.other is None else self._prepared(task, self.other)
         results: dict[str, dict[str, Any]] = {}
         for name, score in self.scored.items():
             say(f"{name}: scores, and those with shuffled weights")
             of_task = partial(score, train=train, queries=queries)
             table = of_task(task)
             tests = dict(battery(table, self.train, self.queries, flags=options.flag, k=options.k))
+            if other is not None:
+                alike = agreement(table, score(task, train=train, queries=other), k=options.k)
+                tests |= {"other format": alike.spearman, f"same top {options.k}, other format": alike.top}
             for stage in randomisation(task, of_task, table=table, stages=settings.stages, k=options.k, seed=settings.seed):
                 which = "" if settings.stages == 1 else f", {len(stage.layers)} of {stage.num_layers} layers"
                 tests[f"randomised{which}"] = stage.agreement.spearman
@@ -223,7 +239,7 @@ class _MadeTables:
             self._find(data, results)
         chance = min(options.k, len(train)) / len(train)
         low = f"overlap, randomised and same top {options.k}, of which {chance:.2g} is chance"
-        self.notes.insert(0, f"good: high for class, subclass, shortcut and foreign; low for {low}")
+        self.notes.insert(0, f"good: high for class, subclass, shortcut, foreign and another format; low for {low}")
         return results
 
     def _trained(self, records: Sequence[Any]) -> Any:
@@ -317,39 +333,6 @@ class _MadeTables:
                 do="plant more of it (--share), make it plainer, or train for longer",
             )
         return rows
-
-
-def _scorer(name: str, runtime: Any) -> Callable[..., Any]:
-    """A method by name, as a function of task, train and queries.
-
-    Raises:
-        BadInput: If the method needs a recorded run.
-        UnknownOption: If there is no such method.
-    """
-    from whence.methods import METHODS
-    from whence.pipeline import attribute, build, score_table
-    from whence.score import bm25, loss_scores, random_scores, representation_similarity
-    from whence.settings import BuildConfig, checked_settings
-
-    draws = count()  # scores that mean nothing are others every time
-    controls: dict[str, Callable[..., Any]] = {
-        "random": lambda task, train, queries: random_scores(train, queries, seed=next(draws)),
-        "loss": lambda task, train, queries: loss_scores(task, train, queries, quiet=True),
-        "similarity": lambda task, train, queries: representation_similarity(task, train, queries, quiet=True),
-        "bm25": lambda task, train, queries: bm25(train, queries),
-    }
-    if name in controls:
-        return controls[name]
-    if name not in METHODS:
-        settings = checked_settings(name)
-        return lambda task, train, queries: attribute(task, train, queries, method=settings, runtime=runtime)
-
-    def stored(task: Any, train: Any, queries: Any) -> Any:
-        with tempfile.TemporaryDirectory(prefix="whence-battery-") as folder:
-            store = build(task, train, Path(folder) / "store", config=BuildConfig(method=name), runtime=runtime)
-            return score_table(store, task, queries, runtime=runtime)
-
-    return stored
 
 
 def _without(record: Any, marks: Sequence[str]) -> Any:

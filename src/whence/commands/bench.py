@@ -97,6 +97,10 @@ def _show_bench(name: str, result: Any) -> None:
         show_evaluation(
             result.tuning, output=None, as_json=False, title=f"{name}: damping chosen without retraining, and tuned"
         )
+    if result.formats:
+        rows = [(each.methods[0], str(each.spearman), str(each.top)) for each in result.formats]
+        header = ("method", "rank correlation", f"same top {result.formats[0].k}")
+        print_table(header, rows, title=f"{name}: scores of the same queries in another format, held against those as they are")
     if result.curves:
         fractions = result.curves[0].fractions
         rows = [(curve.method, *(curve.over_random(fraction) for fraction in fractions)) for curve in result.curves]

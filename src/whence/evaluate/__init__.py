@@ -17,6 +17,7 @@ from whence.evaluate.page import write_evaluation
 from whence.evaluate.planted import Planted, mixed_in, with_shortcut
 from whence.evaluate.randomise import Randomised, randomisation, shuffled
 from whence.evaluate.ranks import pearson, ranks, spearman
+from whence.evaluate.reformat import FORMATS, reformatted
 from whence.evaluate.removal import ConditionResult, RemovalResult, random_removals, removal_test
 from whence.evaluate.removal_curve import RemovalCurve, removal_curve
 from whence.evaluate.retrain import Measure, Retraining, Run, Train, measure_runs
@@ -40,6 +41,7 @@ __all__ = [
     "ConditionResult",
     "Detection",
     "Evaluation",
+    "FORMATS",
     "FactTracing",
     "Facts",
     "FileTrain",
@@ -94,6 +96,7 @@ __all__ = [
     "ranks",
     "read_array",
     "removal_curve",
+    "reformatted",
     "removal_test",
     "save_bank",
     "shuffled",
