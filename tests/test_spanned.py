@@ -95,15 +95,15 @@ def test_rows_are_counted_where_layers_are_applied(short_sides):
 
 def test_few_rows_choose_directions_of_long_sides_only():
     units = [Unit("a", 4096, 4097, ("a",)), Unit("b", 16384, 4097, ("b",)), Unit("head", 6000, 4096, ("head",))]
-    # Of sides from four times the directions on.
+    # Of sides from twice the directions on.
 
     def chosen(rows, **options):
         found = resolved(None, units, device=CPU, positions=1000, rows=rows, **options)
         return found.directions, [directions_of(size, found) for size in (4096, 4097, 6000, 16384)]
 
     assert chosen(None) == chosen(9000) == (1024, [4096, 4097, 6000, 16384])
-    assert chosen(2040) == (2072, [4096, 4097, 6000, 2072])
-    assert chosen(100) == (1024, [4096, 4097, 1024, 1024])
+    assert chosen(2040) == (2072, [4096, 4097, 2072, 2072])
+    assert chosen(100) == (1024, [1024, 1024, 1024, 1024])
     units.append(Unit("head", 50_000, 4096, ("head",)))
     assert chosen(10_000) == chosen(None)  # sketches that take longer than what they are for
     # Where not even a sketch fits, nor the sides below, it is as it would be.

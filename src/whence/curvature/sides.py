@@ -46,8 +46,8 @@ __all__ = [
 
 DIRECTIONS = 1024
 """Kept of a side that is too long for all of its eigenvectors; `benchmarks/widths.py` measures what fewer cost."""
-LONG_SIDE = 2048
-"""Sides up to this have their eigenvectors found in float64; on longer ones that takes 2.6 times as long."""
+LONG_SIDE = 2049
+"""Sides up to this (2,048 and a joined bias) have their eigenvectors found in float64; on longer ones that takes 2.6 times as long."""
 # Seconds that eigenvectors may take if the passes over the data take less.
 _PATIENCE = 600.0
 # Seconds per cube of a side: measured on an x86 core for 1,024 to 8,192 (float32, LAPACK's divide and conquer), assumed for an accelerator.
@@ -58,8 +58,8 @@ _RATE = {"cpu": 2e10, "cuda": 3e13}
 _COPIES = 8
 ROUNDING = 8
 """Times the precision of a sketch's numbers, or of a long side's second moment, below which an eigenvalue of it is rounding."""
-# Times its directions, from which on a side is sooner sketched than decomposed.
-_WORTH = 4
+# Times its directions, from which on a side is sketched: no slower than decomposing it, and nearer to the range of few rows.
+_WORTH = 2
 # Columns of a sketch beyond the rank that it is to hold: a square random matrix may be nearly singular.
 _SPARE = 32
 # Numbers per number of a sketch at the height of its decomposition, in float64; and its time in that of a cube of as many operations.
