@@ -281,6 +281,11 @@ def test_recipe_and_functions(refused, output, tmp_path, data_file):
         (["--projection", "none"], 'Invalid value "none" for --projection'),
         (["--rank", "many"], 'Invalid value for --rank: unable to convert "many" into int'),
         (["--rank", "-3"], "found rank=-3; needed 0 or more; do this: correct rank"),
+        (["--rank", "9999999999"], "found rank=9,999,999,999; needed 2,147,483,647 or less; do this: lower rank"),
+        (
+            ["--method", "lorif", "--side-divisor", "9999999999"],
+            "found side_divisor=9,999,999,999; needed 2,147,483,647 or less; do this: lower side_divisor",
+        ),
         (["--seed", "-1"], "found seed=-1; needed 0 or more; do this: correct seed"),
         (["--factor-rank", "2", "--method", "logra"], "found factor_rank=2 for the method logra; needed a method that uses factor_rank"),
         (["--curvature-rank", "9", "--method", "grad-dot"], "found curvature_rank=9 for the method grad-dot"),

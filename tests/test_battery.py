@@ -45,6 +45,8 @@ def test_the_ends_of_the_scales():
     scores = torch.tensor([[5.0, 4.0, 1.0, 2.0, 3.0]])
     assert flagged_precision(scores, flagged, [{"x": True}], "x").mean == 1.0
     assert flagged_precision(-scores, flagged, [{"x": True}], "x").mean == pytest.approx((1 / 4 + 2 / 5) / 2)
+    with pytest.raises(BadInput, match="two or more"):
+        topk_overlap(scores[:1], 2)
     assert topk_overlap(scores.expand(3, -1), 2).mean == 1.0 and topk_overlap(torch.eye(3), 1).mean == 0.0
 
 

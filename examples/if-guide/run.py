@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
     parser.add_argument("--seeds", type=int, default=2)
     chosen = parser.parse_args()
+    if min(chosen.documents, chosen.epochs, chosen.seeds) < 1:
+        parser.error("--documents, --epochs and --seeds are 1 or more")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     result = experiment(chosen.output, documents=chosen.documents, epochs=chosen.epochs, seeds=chosen.seeds)
     show(result)

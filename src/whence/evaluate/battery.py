@@ -110,7 +110,13 @@ def flagged_precision(
 
 
 def topk_overlap(scores_QN: Tensor, k: int) -> Interval:
-    """Share of a query's K strongest proponents that are also among another query's, on average over the others."""
+    """Share of a query's K strongest proponents that are also among another query's, on average over the others.
+
+    Raises:
+        BadInput: If there are no others.
+    """
+    if len(scores_QN) < 2:
+        raise BadInput(found=f"{len(scores_QN)} queries", needed="two or more, to be compared", do="pass more queries")
     count = min(k, scores_QN.shape[1])
     inside_QN = torch.zeros(scores_QN.shape, dtype=torch.float64)
     inside_QN.scatter_(1, scores_QN.topk(count, dim=1).indices, 1.0)

@@ -19,6 +19,10 @@ _Stored = Literal["method", "bfloat16", "float32", "float16", "float64", "int8",
 _Autocast = Literal["none", "bfloat16", "float16"]
 
 
+# Of a width or a count, as a store's description may have it; bytes and seeds may be larger.
+_MOST, _BEYOND = (1 << 31) - 1, ("seed", "bytes_per_example", "shared_bytes")
+
+
 @dataclass(frozen=True, kw_only=True)
 @typed
 class BuildConfig:
@@ -108,6 +112,8 @@ class BuildConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and value < 0:
                 raise BadInput(found=f"{field.name}={value}", needed="0 or more", do=f"correct {field.name}")
+            if isinstance(value, int) and value > _MOST and field.name not in _BEYOND:
+                raise BadInput(found=f"{field.name}={value:,}", needed=f"{_MOST:,} or less", do=f"lower {field.name}")
         check_batch(self.batch_size or None, self.batch_positions or None)
         if self.bytes_per_example and (self.rank or self.dtype != "method"):
             raise BadInput(
