@@ -77,7 +77,7 @@ def agreement(arguments):
     """Scores with cut bases against those with all eigenvectors: the default first, then fewer directions, then the axes themselves."""
     import whence
 
-    vocabulary = 4096 if arguments.part == "vocabulary" else 512
+    vocabulary = arguments.vocabulary or (4096 if arguments.part == "vocabulary" else 512)
     task, train, queries = make(
         arguments.width, vocabulary, arguments.documents, arguments.queries, arguments.layers, arguments.track
     )
@@ -244,6 +244,7 @@ def main():
         "--no-whole", action="store_true", help="leave all eigenvectors in float32 out, where another is the truth"
     )
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocabulary", type=int, help="of the parts agreement and vocabulary")
     parser.add_argument("--track", nargs="*", help="parameters that are attributed, by patterns")
     parser.add_argument("--verbs", nargs="*", default=["attribute", "curvature", "build"], help="or exact methods")
     arguments = parser.parse_args()
