@@ -142,20 +142,21 @@ class SmallRetrain:
             self._fit(model, stage, generator, self._optimizer(model), None)
         return model.eval()
 
-    def recorded(self, seed: int, folder: Path, data: Dataset) -> nn.Module:
+    def recorded(self, seed: int, folder: Path, data: Dataset, checkpoints: int = _CHECKPOINTS) -> nn.Module:
         """The same on all examples, recorded for attribution through training.
 
         Args:
             seed: Of weights and batches.
             folder: Of the run.
             data: The examples as they will be attributed.
+            checkpoints: Of each stage.
         """
         ids = data.ids
         model = new_network(self.settings.network, seed)
         generator = np.random.default_rng(seed)
         stages = self._stages(torch.ones(len(ids), dtype=torch.bool))
         steps = min(len(self.settings.rates(int(stage.sum()))) for stage in stages)
-        with Recorder(folder, model, self._optimizer(model), every=-(-steps // _CHECKPOINTS), seed=seed, data=data) as run:
+        with Recorder(folder, model, self._optimizer(model), every=-(-steps // checkpoints), seed=seed, data=data) as run:
             run.resume(0)  # seconds long: one that was stopped begins again
             for number, stage in enumerate(stages):
                 optimizer = self._optimizer(model)
