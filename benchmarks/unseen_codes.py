@@ -1,18 +1,21 @@
 """What codes are worth on documents that nothing was learned from: curvature, axes and sizes come from other documents than the candidates.
 
-    python benchmarks/unseen_codes.py FOLDER [--others 4096] [--bytes 512 2560 8192]
+    python benchmarks/unseen_codes.py FOLDER [--others 4096] [--bytes 512 2560 8192] [--only-finished] [--learners] [--judges 512 2000]
 
 A GPT-2 shape of 2 layers and width 96 is trained on 1,024 candidates; EK-FAC is fitted on other documents, axes are learned from those, and
-sizes of codes are chosen by held-out ones. Scores of 64 queries for all candidates are held against exact EK-FAC. Axes are taken as
-they are before they are rounded (docs/log.md has what rounding costs). FOLDER keeps the model and whitened gradients: 1 MiB a document.
+sizes of codes are chosen by held-out ones, as a build of a corpus that is far larger than its sample would choose them. Scores of 64 queries
+for all candidates are held against exact EK-FAC, and against models trained again on random halves of the candidates. Axes are taken as they
+are before they are rounded (docs/log.md has what rounding costs). FOLDER keeps models, whitened gradients and products: 7 GB.
+--learners: ways to find axes; --judges: by what a size is chosen where all documents are in the sample.
 
-Axes: N documents, K numbers along axes, R mixtures of what they leave.
+Axes: N documents, Q queries, U coordinates of a unit, M of all, K numbers along axes, R mixtures of what they leave.
 """
 
 import argparse
 import logging
 import os
 import sysconfig
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +25,24 @@ from torch import Tensor
 from whence.bench.settings import TEXT, Setting
 from whence.capture import plan_units
 from whence.compress import SparseSketch, turn
-from whence.curvature import Code, ResolvedDamping, fit_ekfac, resolved, whiten
-from whence.curvature.code_choice import HeldOut, evened, rotation, rounded
+from whence.curvature import Code, KroneckerCurvature, ResolvedDamping, fit_ekfac, kept_numbers, resolved, whiten
+from whence.curvature.code_axes import held_back_trial, held_out_trials
+from whence.curvature.code_choice import best_code, evened, rotation, rounded
 from whence.data import Dataset
 from whence.demo.corpus import passages
 from whence.demo.model import new_model, train_tokenizer
 from whence.demo.train import QueryLosses, Retrain, train
-from whence.evaluate import mean_interval, pearson, spearman
-from whence.pipeline.stored.code_size import code_choices
+from whence.evaluate import Bank, evaluate, mean_interval, pearson, spearman
+from whence.pipeline.stored.code_size import CodeSize, code_axes_bytes, code_choices, held_back_places
+from whence.pipeline.stored.shared_budget import within_budget
 from whence.progress import meter
-from whence.records import Recipe
+from whence.records import Recipe, ScoreTable, Unit
 from whence.score import Batching, gradient_rows
 from whence.settings import BuildConfig, FitConfig
 from whence.tasks import CausalLM
 
-CANDIDATES, QUERIES, HELD, FITTED = 1024, 64, 320, 4096
+CANDIDATES, QUERIES, HELD, FITTED, CORPUS = 1024, 64, 320, 4096, 1 << 20
+DAMPING = ResolvedDamping(0.1, None, "")
 SLOTS = 1 << 16
 _CHARACTERS = 400
 
@@ -79,8 +85,29 @@ def prepared(folder: Path) -> tuple[Setting, Dataset]:
 
     return Setting(
         "unseen", candidates, queries, task_of, fit, lambda: new_model(vocabulary, 0, TEXT),
-        Retrain(candidates, vocabulary, TEXT), QueryLosses(queries), 50, 2, folder,
+        Retrain(candidates, vocabulary, TEXT), QueryLosses(queries), 40, 1, folder, repeated=8,
     ), others  # fmt: skip
+
+
+def fitted(setting: Setting, others: Dataset, folder: Path) -> KroneckerCurvature:
+    """EK-FAC of other documents, kept in a folder."""
+    task = setting.task
+    plan = plan_units(task)
+    return fit_ekfac(
+        task,
+        plan,
+        Dataset(others.examples[:FITTED]),
+        fit_of(plan.units),
+        max_positions=2048,
+        folder=folder / "factors",
+        quiet=True,
+    )
+
+
+def fit_of(units: tuple[Unit, ...]) -> FitConfig:
+    """How it is fitted."""
+    device = torch.device("cpu")
+    return resolved(FitConfig(seed=0), units, device=device, positions=FITTED * TEXT.context, room_bytes=4 << 30)
 
 
 def captured(folder: Path, others: int) -> tuple[list[Tensor], list[int]]:
@@ -88,11 +115,9 @@ def captured(folder: Path, others: int) -> tuple[list[Tensor], list[int]]:
     path = folder / f"rows-{others}.pt"
     if not path.exists():
         setting, more = prepared(folder)
-        task, plan = setting.task, plan_units(setting.task)
-        fit = resolved(FitConfig(seed=0), plan.units, device=task.device, positions=FITTED * TEXT.context, room_bytes=4 << 30)
-        fit_on = Dataset(more.examples[:FITTED])
-        curvature = fit_ekfac(task, plan, fit_on, fit, max_positions=2048, folder=folder / "factors", quiet=True)
-        whitened = whiten(curvature, ResolvedDamping(0.1, None, ""), 1 << 40)
+        task = setting.task
+        plan = plan_units(task)
+        whitened = whiten(fitted(setting, more, folder), DAMPING, 1 << 40)
         groups = [
             (more.examples[:others], "loss"), (more.examples[others : others + HELD], "loss"),
             (setting.train.examples, "loss"), (setting.queries.examples, "measurement"),
@@ -102,128 +127,163 @@ def captured(folder: Path, others: int) -> tuple[list[Tensor], list[int]]:
             for start in range(0, len(examples), 64):
                 some = examples[start : start + 64]
                 with meter("rows", len(some), quiet=True) as progress:
-                    found = gradient_rows(
+                    captured_rows = gradient_rows(
                         task, plan, whitened, some, batching=Batching(2048), progress=progress, objective=objective
                     )
-                for held, unit in zip(rows, found.units, strict=True):
-                    held.append(unit[:, 0].bfloat16())
+                for parts, unit in zip(rows, captured_rows.units, strict=True):
+                    parts.append(unit[:, 0].bfloat16())
         torch.save(([torch.cat(unit) for unit in rows], [len(examples) for examples, _ in groups]), path)
     return torch.load(path, mmap=True)
 
 
-def grams(folder: Path, rows: list[Tensor], others: int) -> list[Tensor]:
-    """Inner products of all documents, per unit, shape (N, N)."""
-    path = folder / f"grams-{others}.pt"
+def products(rows_NU: Tensor) -> Tensor:
+    """Inner products of all documents, shape (N, N)."""
+    gram_NN = torch.zeros(len(rows_NU), len(rows_NU))
+    for columns in rows_NU.split(1 << 15, 1):
+        part = columns.float()
+        for start in range(0, len(part), 1024):
+            gram_NN[start : start + 1024, start:] += part[start : start + 1024] @ part[start:].T
+    return gram_NN.triu() + gram_NN.triu(1).T
+
+
+def sketched(rows: list[Tensor]) -> Tensor:
+    """Sparse sketches of all documents, shape (N, R)."""
+    sketch = SparseSketch.random(sum(unit.shape[1] for unit in rows), SLOTS, seed=0, name="res", device=torch.device("cpu"))
+    blocks = zip(*(unit.split(64) for unit in rows), strict=True)
+    return torch.cat([sketch.times(torch.cat([unit.float() for unit in block], 1)) for block in blocks])
+
+
+def cached(path: Path, make):
+    """What a file keeps; made if it is not there."""
     if not path.exists():
-        found = []
-        for unit in rows:
-            gram_NN = torch.zeros(len(unit), len(unit))
-            for columns in unit.split(1 << 15, 1):
-                part = columns.float()
-                for start in range(0, len(part), 1024):
-                    gram_NN[start : start + 1024, start:] += part[start : start + 1024] @ part[start:].T
-            found.append(gram_NN.triu() + gram_NN.triu(1).T)
-        torch.save(found, path)
+        torch.save(make(), path)
     return torch.load(path)
 
 
-class Bank:
-    """Documents in groups, with their inner products and sketches."""
+@dataclass(frozen=True)
+class Coordinates:
+    """What codes are made of: products and sketches of some coordinates of all documents."""
+
+    gram_NN: Tensor
+    sketches_NR: Tensor
+    count: int
+
+
+class Documents:
+    """In groups, with the products of their whitened gradients."""
 
     def __init__(self, folder: Path, others: int):
+        self.folder = folder
         self.rows, sizes = captured(folder, others)
-        self.by_unit = grams(folder, self.rows, others)
-        self.gram = sum(self.by_unit[1:], self.by_unit[0].clone())
-        ends = np.cumsum([0, *sizes])
+        self.by_unit = cached(folder / f"grams-{others}.pt", lambda: [products(unit) for unit in self.rows])
+        gram_NN = sum(self.by_unit[1:], self.by_unit[0].clone())
+        sketches_NR = cached(folder / f"sketches-{others}.pt", lambda: sketched(self.rows))
+        self.whole = Coordinates(gram_NN, sketches_NR, sum(unit.shape[1] for unit in self.rows))
+        ends = np.cumsum([0, *sizes]).tolist()
         self.others, self.held, self.candidates, self.queries = (slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
-        self.coordinates = sum(unit.shape[1] for unit in self.rows)
-        sketch = SparseSketch.random(self.coordinates, SLOTS, seed=0, name="res", device=torch.device("cpu"))
-        path = folder / f"sketches-{others}.pt"
-        if not path.exists():
-            parts = []
-            for start in range(0, int(ends[-1]), 64):
-                block = torch.cat([unit[start : start + 64].float() for unit in self.rows], 1)
-                parts.append(sketch.times(block))
-            torch.save(torch.cat(parts), path)
-        self.sketches = torch.load(path)
+        self.setting, self.more = prepared(folder)
+        self.units = plan_units(self.setting.task).units
 
     @property
     def exact(self) -> Tensor:
         """Scores of the queries for the candidates."""
-        return self.gram[self.queries, self.candidates]
+        return self.whole.gram_NN[self.queries, self.candidates]
 
-    def mix(self, documents: int, width: int) -> Tensor:
-        """Principal axes of the first documents as mixtures of them, shape (documents, K)."""
-        values, vectors = torch.linalg.eigh(self.gram[:documents, :documents].double())
-        width = min(width, int((values > values[-1] * 1e-6).sum()))
-        return (vectors.flip(1)[:, :width] / values.flip(0)[:width].sqrt()).float()
+    def of_most_variance(self, count: int) -> Coordinates:
+        """So many coordinates."""
+        if count >= self.whole.count:
+            return self.whole
 
+        def make() -> tuple[Tensor, Tensor]:
+            kept = whiten(fitted(self.setting, self.more, self.folder), DAMPING, count).coordinates_kept
+            rows = [unit if places is None else unit[:, places] for unit, places in zip(self.rows, kept, strict=True)]
+            return products(torch.cat(rows, 1)), sketched(rows)
 
-def told(name: str, bytes_: float, shared: float, found: Tensor, exact: Tensor, what: str = "") -> None:
-    parts = [mean_interval(measure(found.double(), exact.double())) for measure in (pearson, spearman)]
-    top = [set(part.topk(100).indices.tolist()) for part in exact]
-    recall = sum(len(best & set(row.topk(100).indices.tolist())) for best, row in zip(top, found, strict=True)) / 100 / len(top)
-    cells = [f"{part.mean:.3f} | {part.low:.3f} to {part.high:.3f}" for part in parts]
-    print(f"| {name} | {what} | {bytes_:,.0f} | {shared:.0f} | {cells[0]} | {cells[1]} | {recall:.2f} |", flush=True)
+        return Coordinates(*cached(self.folder / f"coordinates-{self.others.stop}-{count}.pt", make), count)
 
 
-def aligned(bank: Bank, mix: Tensor, documents: int, code: Code, share: float) -> Tensor:
-    """Scores by a code of the axes that documents are mixed to."""
-    mix = mix[:, : code.width]
-    asked, kept = (bank.gram[part, :documents] @ mix for part in (bank.queries, bank.candidates))
-    turn_KK = rotation(code.width, 0).float()
-    found = (asked @ turn_KK) @ rounded(kept @ turn_KK, code.bits).T
-    if code.rest:
-        axes_KR = mix.T @ bank.sketches[:documents, : code.rest]
-        left, right = (
-            bank.sketches[part, : code.rest] - numbers @ axes_KR
-            for part, numbers in ((bank.queries, asked), (bank.candidates, kept))
+def mixed(gram_NN: Tensor, documents: int) -> Tensor:
+    """Principal axes of the first documents as mixtures of them, shape (documents, K)."""
+    values, vectors = torch.linalg.eigh(gram_NN[:documents, :documents].double())
+    width = int((values > values[-1] * 1e-6).sum())
+    return (vectors.flip(1)[:, :width] / values.flip(0)[:width].sqrt()).float()
+
+
+class Told:
+    """Prints rows of the table."""
+
+    def __init__(self, documents: Documents, bank: Bank):
+        self.documents, self.bank, self.exact_lds, self.summary = documents, bank, 0.0, ""
+        print(
+            "| store | code | bytes/example | shared, MiB | LDS | 95 % | of EK-FAC | Pearson | 95 % | Spearman | 95 % | top 100 |"
         )
-        found = found + share * SLOTS / code.rest * left @ rounded(right, 1).T
-    return found
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+        self.exact_lds = self.tell("exact EK-FAC", "", "", "", documents.exact)
+
+    def tell(self, name: str, code: str, bytes_: str, shared: str, scores: Tensor) -> float:
+        """One row; its LDS."""
+        exact = self.documents.exact
+        parts = [mean_interval(measure(scores.double(), exact.double())) for measure in (pearson, spearman)]
+        top = [set(part.topk(100).indices.tolist()) for part in exact]
+        recall = (
+            sum(len(best & set(row.topk(100).indices.tolist())) for best, row in zip(top, scores, strict=True)) / 100 / len(top)
+        )
+        setting = self.documents.setting
+        table = ScoreTable(-scores.double() / scores.shape[1], setting.queries.ids, setting.train.ids, "nats", name)
+        evaluation = evaluate([table], self.bank)
+        self.summary, lds = evaluation.summary(), evaluation.rows[0].lds.interval
+        cells = [f"{part.mean:.3f} | {part.low:.3f} to {part.high:.3f}" for part in parts]
+        truth = f"{lds.mean:.3f} | {lds.low:.3f} to {lds.high:.3f} | {lds.mean / (self.exact_lds or lds.mean):.2f}"
+        print(f"| {name} | {code} | {bytes_} | {shared} | {truth} | {cells[0]} | {cells[1]} | {recall:.2f} |", flush=True)
+        return lds.mean
 
 
-def chosen(bank: Bank, mix: Tensor, documents: int, bytes_: int, axes_bytes: int) -> tuple[Code, float]:
-    """The size that a build would choose."""
-    config = BuildConfig(bytes_per_example=bytes_)
-    fitting = min(mix.shape[1], 8 * axes_bytes // bank.coordinates)
-    choices = code_choices(config, fitting, coordinates=bank.coordinates, axes_bytes=axes_bytes)
-    judge = HeldOut(
-        bank.gram[bank.held, bank.held].double(), bank.gram[bank.held, :documents] @ mix,
-        bank.sketches[bank.held], mix.T @ bank.sketches[:documents], 0,
+def aligned(documents: Documents, made_of: Coordinates, mix: Tensor, code: Code, share: float) -> Tensor:
+    """Scores by a code of the axes that documents are mixed to."""
+    mix, taught = mix[:, : code.width], documents.others
+    asked, kept = (made_of.gram_NN[part, taught] @ mix for part in (documents.queries, documents.candidates))
+    turn_KK = rotation(code.width, 0).float()
+    scores = (asked @ turn_KK) @ rounded(kept @ turn_KK, code.bits).T
+    if code.rest:
+        axes_KR = mix.T @ made_of.sketches_NR[taught, : code.rest]
+        left, right = (
+            made_of.sketches_NR[part, : code.rest] - numbers @ axes_KR
+            for part, numbers in ((documents.queries, asked), (documents.candidates, kept))
+        )
+        scores = scores + share * SLOTS / code.rest * left @ rounded(right, 1).T
+    return scores
+
+
+def of_build(documents: Documents, bytes_: int, shared_bytes: int) -> CodeSize:
+    """The sizes that a build would choose from, of a corpus far larger than the sample, with the bases of the fit."""
+    config = BuildConfig(bytes_per_example=bytes_, shared_bytes=shared_bytes, axes_examples=documents.others.stop)
+    return within_budget(documents.units, CORPUS, config, fit_of(documents.units), is_begun=True)[1]
+
+
+def chosen(documents: Documents, size: CodeSize, made_of: Coordinates, mix: Tensor) -> tuple[Code, float]:
+    """The size that a build would choose, and the share of its rest."""
+    held = slice(documents.held.start, documents.held.start + size.held_out)
+    gram, taught = made_of.gram_NN, documents.others
+    choices = [replace(choice, width=min(choice.width, mix.shape[1])) for choice in size.choices]
+    unseen, _ = held_out_trials(
+        gram[held, held].double(), gram[held, taught], gram[taught, taught], mix,
+        [made_of.sketches_NR[held], made_of.sketches_NR[taught]], 0,
     )  # fmt: skip
-    judged = [(judge.agreement(choice), place) for place, choice in enumerate(choices)]
-    (value, share), place = max(judged, key=lambda one: one[0][0])
-    print(f"<!-- {choices[place]}, share {share:.3f}, held-out correlation {value:.3f} -->")
-    return choices[place], share
+    code, share, value = best_code(choices, unseen, None, 0.0)
+    print(f"<!-- {code}, share {share:.3f}, held-out correlation {value:.3f} -->")
+    return code, share
 
 
-def by_members(bank: Bank, mix: Tensor, documents: int, bytes_: int) -> Code:
-    """The size that is best on documents of the sample, as before anything was held out."""
-    few = torch.arange(0, documents, max(1, documents // 512))
-    gram_SS, codes_SK = bank.gram[few, :documents], bank.gram[few, :documents] @ mix
-    own = bank.gram.diagonal()[few, None] * mix[few]
-    best, most = None, -1.0
-    for choice in code_choices(BuildConfig(bytes_per_example=bytes_), mix.shape[1]):
-        asked, kept = (evened(part[:, : choice.width], 0) for part in (codes_SK - own, codes_SK))
-        found, exact = asked @ rounded(kept, choice.bits).T, gram_SS[:, few]
-        others = ~torch.eye(len(few), dtype=torch.bool)
-        value = float(torch.corrcoef(torch.stack([found[others], exact[others]]))[0, 1])
-        best, most = (choice, value) if value > most else (best, most)
-    assert best is not None
-    return best
-
-
-def by_unit(bank: Bank, documents: int, bytes_: int) -> tuple[Tensor, float]:
-    """EOGP's rule (Heo et al. 2026): principal axes of each unit, signs, one scale; as many for every unit."""
-    width, found, shared = _even_width(bank, bytes_), torch.zeros_like(bank.exact), 0.0
-    for unit, gram in zip(bank.rows, bank.by_unit, strict=True):
-        mix = leading(gram[:documents, :documents], min(width, unit.shape[1]))
-        kept = mix.shape[1]
-        asked, codes = (gram[part, :documents] @ mix for part in (bank.queries, bank.candidates))
-        found += asked @ (codes.sign() * codes.abs().mean(1, keepdim=True)).T
-        shared += 2 * kept * unit.shape[1] / 2**20
-    return found, shared
+def by_unit(documents: Documents, bytes_: int) -> tuple[Tensor, float]:
+    """EOGP's rule (Heo et al. 2026): principal axes of each unit, signs, one scale; as many for every unit. Scores, and bytes of axes."""
+    width, taught, shared = _even_width(documents, bytes_), documents.others, 0.0
+    scores = torch.zeros_like(documents.exact)
+    for unit, gram in zip(documents.rows, documents.by_unit, strict=True):
+        mix = leading(gram[taught, taught], min(width, unit.shape[1]))
+        asked, codes = (gram[part, taught] @ mix for part in (documents.queries, documents.candidates))
+        scores += asked @ (codes.sign() * codes.abs().mean(1, keepdim=True)).T
+        shared += 2 * mix.shape[1] * unit.shape[1]
+    return scores, shared
 
 
 def leading(gram: Tensor, width: int, rounds: int = 6) -> Tensor:
@@ -236,21 +296,21 @@ def leading(gram: Tensor, width: int, rounds: int = 6) -> Tensor:
     return (basis.double() @ (vectors[:, kept] / values[kept].sqrt())).float()
 
 
-def by_hadamard(bank: Bank, bytes_: int) -> Tensor:
+def by_hadamard(documents: Documents, bytes_: int) -> Tensor:
     """Its variant without learned axes: a subsampled randomised Hadamard transform of each unit, signs, one scale."""
-    width, found = _even_width(bank, bytes_), torch.zeros_like(bank.exact)
-    for unit in bank.rows:
-        parts = [turn(unit[part].float(), 0, seed=0) for part in (bank.queries, bank.candidates)]
+    width, scores = _even_width(documents, bytes_), torch.zeros_like(documents.exact)
+    for unit in documents.rows:
+        parts = [turn(unit[part].float(), 0, seed=0) for part in (documents.queries, documents.candidates)]
         places = torch.from_numpy(np.random.default_rng(0).permutation(parts[0].shape[1])[:width])
         asked, codes = (part[:, places] for part in parts)
-        found += parts[0].shape[1] / len(places) * asked @ (codes.sign() * codes.abs().mean(1, keepdim=True)).T
-    return found
+        scores += parts[0].shape[1] / len(places) * asked @ (codes.sign() * codes.abs().mean(1, keepdim=True)).T
+    return scores
 
 
-def _even_width(bank: Bank, bytes_: int) -> int:
+def _even_width(documents: Documents, bytes_: int) -> int:
     """Bits for each unit; small ones keep no more than they have, and leave their share to the others."""
-    room = 8 * (bytes_ - 2 * len(bank.rows))
-    widths = sorted(unit.shape[1] for unit in bank.rows)
+    room = 8 * (bytes_ - 2 * len(documents.rows))
+    widths = sorted(unit.shape[1] for unit in documents.rows)
     for place, width in enumerate(widths):
         if width * (len(widths) - place) >= room:
             return room // (len(widths) - place)
@@ -258,16 +318,45 @@ def _even_width(bank: Bank, bytes_: int) -> int:
     return widths[-1]
 
 
-def learners(bank: Bank, documents: int) -> None:
+def judges(documents: Documents, bytes_: int, members: int) -> None:
+    """What sizes of code seem worth where all documents teach the axes: to queries, to documents held back, and to members."""
+    gram_SS = documents.whole.gram_NN[:members, :members].double()
+    asked_QS = documents.whole.gram_NN[documents.queries, :members].double()
+    mix_SK, is_back = mixed(gram_SS, members).double(), torch.zeros(members, dtype=torch.bool)
+    is_back[held_back_places(members)] = True
+    trial = held_back_trial(gram_SS, is_back.nonzero()[:, 0], (~is_back).nonzero()[:, 0], 0)
+    print(
+        "| documents | code | to queries | to documents held back | to members, their own entry left out |\n|---|---|---|---|---|"
+    )
+    for code in code_choices(BuildConfig(bytes_per_example=bytes_), mix_SK.shape[1]):
+        mix, others = mix_SK[:, : code.width], ~torch.eye(members, dtype=torch.bool)
+        codes_SK = rounded(evened(gram_SS @ mix, 0), code.bits)
+        hollow_SK = gram_SS @ mix - gram_SS.diagonal()[:, None] * mix
+        by_queries = pearson(evened(asked_QS @ mix, 0) @ codes_SK.T, asked_QS).mean()
+        by_members = pearson(
+            *((part[others].view(members, -1)) for part in (evened(hollow_SK, 0) @ codes_SK.T, gram_SS))
+        ).mean()
+        print(
+            f"| {members:,} | {_told(code)} | {by_queries:.3f} | {trial.agreement(code)[0]:.3f} | {by_members:.3f} |",
+            flush=True,
+        )
+
+
+def learners(documents: Documents) -> None:
     """Axes of the same number, full precision, from ways to find them."""
     print("| axes | from | Pearson | 95 % | Spearman | 95 % |\n|---|---|---|---|---|---|")
-    gram = bank.gram[:documents, :documents]
+    taught, count = documents.others, documents.others.stop
+    gram, sketches = documents.whole.gram_NN[taught, taught], documents.whole.sketches_NR[taught, : SLOTS // 2]
 
     def tell(name: str, mix: Tensor, width: int) -> None:
-        asked, kept = (bank.gram[part, :documents] @ mix[:, :width] for part in (bank.queries, bank.candidates))
-        parts = [mean_interval(measure((asked @ kept.T).double(), bank.exact.double())) for measure in (pearson, spearman)]
-        cells = " | ".join(f"{part.mean:.3f} | {part.low:.3f} to {part.high:.3f}" for part in parts)
-        print(f"| {width:,} | {name} | {cells} |", flush=True)
+        parts = (documents.queries, documents.candidates)
+        asked, kept = (documents.whole.gram_NN[part, taught] @ mix[:, :width] for part in parts)
+        pair = (asked @ kept.T).double(), documents.exact.double()
+        cells = [
+            f"{part.mean:.3f} | {part.low:.3f} to {part.high:.3f}"
+            for part in map(mean_interval, (pearson(*pair), spearman(*pair)))
+        ]
+        print(f"| {width:,} | {name} | {' | '.join(cells)} |", flush=True)
 
     def ranged(mixtures: Tensor) -> Tensor:
         """Axes of the range of mixtures, largest first."""
@@ -276,12 +365,12 @@ def learners(bank: Bank, documents: int) -> None:
         along = gram @ basis
         return basis @ torch.linalg.eigh((along.T @ along).double())[1].flip(1).float()
 
-    whole, probes = bank.mix(documents, 2048), torch.randn(documents, 2048, generator=torch.Generator().manual_seed(0))
-    left = torch.linalg.eigh((bank.sketches[:documents, : SLOTS // 2] @ bank.sketches[:documents, : SLOTS // 2].T).double())[1]
+    whole, probes = mixed(gram, count), torch.randn(count, 2048, generator=torch.Generator().manual_seed(0))
+    left = torch.linalg.eigh((sketches @ sketches.T).double())[1]
     for width in (256, 1024):
-        tell(f"all {documents:,} documents, exactly", whole, width)
-        part = torch.zeros(documents, width)
-        part[:width] = bank.mix(width, width)
+        tell(f"all {count:,} documents, exactly", whole, width)
+        part = torch.zeros(count, width)
+        part[:width] = mixed(gram, width)[:, :width]
         tell(f"{width:,} documents, exactly", part, width)
         tell(f"{width:,} random mixtures of all", ranged(probes[:, :width]), width)
         tell(f"{2 * width:,} random mixtures of all", ranged(probes[:, : 2 * width]), width)
@@ -291,36 +380,43 @@ def learners(bank: Bank, documents: int) -> None:
 
 
 def main() -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--others", type=int, default=4096)
     parser.add_argument("--bytes", type=int, nargs="+", default=[512, 2560, 8192])
+    parser.add_argument("--only-finished", action="store_true")
+    parser.add_argument("--learners", action="store_true")
+    parser.add_argument("--judges", type=int, nargs=2, metavar=("BYTES", "DOCUMENTS"))
     options = parser.parse_args()
-    bank, documents = Bank(options.folder, options.others), options.others
-    mix = bank.mix(documents, documents)
-    print("| store | code | bytes/example | axes, MiB | Pearson | 95 % | Spearman | 95 % | recall of the top 100 |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for size in options.bytes:
-        old = by_members(bank, mix, documents, size)
-        bits = _told(old)
-        told("aligned, chosen by members", size, _shared(bank, old), aligned(bank, mix, documents, old, 0.0), bank.exact, bits)
-        for name, room in (("aligned, chosen by held-out documents", 256 << 20), ("the same, axes of 8 MiB", 8 << 20)):
-            code, share = chosen(bank, mix, documents, size, room)
-            found = aligned(bank, mix, documents, code, share)
-            told(name, size, min(room / 2**20, _shared(bank, code)), found, bank.exact, _told(code, share))
-        found, shared = by_unit(bank, documents, size)
-        told("EOGP", size, shared, found, bank.exact, "signs of each unit's axes")
-        told("EOGP-R", size, 0, by_hadamard(bank, size), bank.exact, "signs of each unit's Hadamard transform")
-    learners(bank, documents)
+    documents = Documents(options.folder, options.others)
+    if options.judges or options.learners:
+        judges(documents, *options.judges) if options.judges else learners(documents)
+        return
+    bank = documents.setting.bank(only_finished=options.only_finished)
+    told, bases = Told(documents, bank), 4 * kept_numbers(documents.units, fit_of(documents.units))
+    mixes: dict[int, Tensor] = {}
+    for bytes_ in options.bytes:
+        for name, most in (("aligned", 256 << 20), ("aligned, axes of 8 MiB", bases + (8 << 20))):
+            size = of_build(documents, bytes_, most)
+            made_of = documents.of_most_variance(size.coordinates)
+            if made_of.count not in mixes:
+                mixes[made_of.count] = mixed(made_of.gram_NN, options.others)
+            code, share = chosen(documents, size, made_of, mixes[made_of.count])
+            shared = f"{(bases + code_axes_bytes(code, made_of.count, size.axes_bytes)) / 2**20:.0f}"
+            told.tell(
+                name, _told(code, share), f"{bytes_:,}", shared, aligned(documents, made_of, mixes[made_of.count], code, share)
+            )
+        scores, axes_bytes = by_unit(documents, bytes_)
+        told.tell("EOGP", "signs of each unit's axes", f"{bytes_:,}", f"{(bases + axes_bytes) / 2**20:.0f}", scores)
+        scores = by_hadamard(documents, bytes_)
+        told.tell("EOGP-R", "signs of each unit's Hadamard transform", f"{bytes_:,}", f"{bases / 2**20:.0f}", scores)
+    print(f"\n{told.summary}")
 
 
 def _told(code: Code, share: float = 0.0) -> str:
     rest = f" + {code.rest:,} signs, weighed {share:.2f}" if code.rest else ""
     return f"{code.width:,} x {code.dtype}{rest}"
-
-
-def _shared(bank: Bank, code: Code) -> float:
-    return (bank.coordinates * code.width / 8 + code.width * code.rest / 2) / 2**20
 
 
 if __name__ == "__main__":

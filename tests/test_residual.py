@@ -13,7 +13,7 @@ from tests.test_store import contents, make_records, make_task
 from whence.capture import plan_units
 from whence.compress import TURNED, Aligned, Axes, Kronecker, Residual, Whitened, turn
 from whence.curvature import Choosing, Code, code_axes, fit_ekfac, load_axes
-from whence.curvature.code_choice import HeldOut, rest_share, rounded
+from whence.curvature.code_choice import Trial, rest_share, rounded
 from whence.data import Dataset
 from whence.errors import StoreMismatch
 from whence.load import load_task
@@ -73,7 +73,7 @@ def with_rest(monkeypatch):
     monkeypatch.setattr(sizes, "_FEWEST_HELD", 4)
     # By its name: the room has a function of that name.
     monkeypatch.setattr(import_module("whence.curvature.code_axes"), "_FEW_MEMBERS", 2.0)
-    monkeypatch.setattr(HeldOut, "agreement", lambda self, code: (0.5, 0.25) if code.rest else (0.0, 0.0))
+    monkeypatch.setattr(Trial, "agreement", lambda self, code: (0.5, 0.25) if code.rest else (0.0, 0.0))
 
 
 def test_stores_hold_codes_of_the_formula(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tests.reference.gradients import dense_gradients, unit_gradients
 from whence.compress import turn
+from whence.curvature.code_choice import evened, rounded
 
 
 def whitened_rows(task, plan, curvature, relative: float, examples, objective="loss") -> list[Tensor]:
@@ -51,3 +52,15 @@ def codes_with_rest(encoder, rows: Tensor) -> Tensor:
     sketch[rest.sketch.slots_N, torch.arange(turned.shape[1])] = rest.sketch.signs_N.double()
     along = torch.stack([rest.back(row) for row in torch.eye(rest.width_R).double()]) / rest.root
     return torch.cat([codes, rest.root * (turned @ sketch.T - codes @ along.T)], 1)
+
+
+def held_back_agreement(rows: Tensor, back: Tensor, taught: Tensor, code, seed: int) -> float:
+    """Documents asked along singular vectors of the others' rows, as large a share of them as the code has of all: mean correlation."""
+    left, values, right = torch.linalg.svd(rows[taught], full_matrices=False)
+    width = round(code.width * len(taught) / len(rows))
+    signs = torch.stack([torch.sign(column[column.abs().argmax()]) for column in left.T])[:width]
+    stored = left[:, :width] * values[:width] * signs
+    asked = (rows[back] @ right[:width].T) * signs
+    scores = evened(asked, seed) @ rounded(evened(stored, seed), code.bits).T
+    pairs = zip(scores, rows[back] @ rows[taught].T, strict=True)
+    return sum(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs) / len(back)

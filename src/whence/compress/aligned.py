@@ -255,6 +255,7 @@ class Aligned:
         seed: Of the turning of coordinates.
         residual: What sketches the rest; None where it is left out.
         is_anchored: Whether the axes span the gradients of known queries.
+        judge: How its size was chosen, in words; empty where there was no choice.
         last_query: The last query, and what it is behind the axes per unit of the plan.
     """
 
@@ -264,6 +265,7 @@ class Aligned:
     seed: int
     residual: Residual | None = None
     is_anchored: bool = False
+    judge: str = ""
     last_query: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -280,6 +282,14 @@ class Aligned:
     def gains(self) -> list[float]:
         """Damping is inside."""
         return [1.0] * len(self.shapes())
+
+    def note(self) -> str:
+        """What is to be said of the code in every answer; empty where all is as its rank says."""
+        if self.is_anchored:
+            return f"axes span the gradients of anchors, {self.axes.width_K:,} directions: exact for these queries"
+        along = f"codes of {self.axes.width_K:,} numbers of {self.dtype} along axes"
+        rest = "" if self.residual is None else f" and {self.residual.note()}"
+        return f"{along}{rest}{self.judge and f', {self.judge}'}" if rest or self.judge else ""
 
     def rows(self, num_examples: int) -> "_Codes":
         """A fresh consumer for a batch."""

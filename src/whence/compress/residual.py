@@ -63,12 +63,9 @@ class Residual:
         signs_N = whole.signs_N * is_kept_N * (slots / width_R) ** 0.5
         return SparseSketch(torch.where(is_kept_N, whole.slots_N, 0), signs_N, width_R)
 
-    def note(self, width: int, dtype: str) -> str:
-        """What is to be said of a code: how much of it is kept along axes, and of the rest."""
-        return (
-            f"codes of {width:,} numbers of {dtype} along axes and signs of {self.width_R:,} mixtures of what they leave, weighed "
-            f"{self.root**2:.2f}"
-        )
+    def note(self) -> str:
+        """What is to be said of what is kept beside the axes."""
+        return f"signs of {self.width_R:,} mixtures of what they leave, weighed {self.root**2:.2f}"
 
     @property
     def width_R(self) -> int:

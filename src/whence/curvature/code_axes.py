@@ -1,16 +1,17 @@
 """Axes for codes of whitened gradients: the principal ones of a sample, turned at random, and which code of them to keep.
 
-Axes: S examples of the sample, H held-out ones, U coordinates of a unit, M of all units, K axes, R mixtures of what they leave.
+Axes: S examples of the sample, H held-out ones, B held back from trial axes, T others of the sample, U coordinates of a unit, M of all
+units, K axes, R mixtures of what they leave.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from whence.compress import TURNED, Axes, Kronecker, Residual, SparseSketch, Whitened, turn
-from whence.curvature.code_choice import Code, HeldOut, correlation, evened, rotation, rounded
+from whence.curvature.code_choice import Code, Coded, Trial, best_code, rotation
 from whence.curvature.damping import ResolvedDamping
 from whence.curvature.eigenbasis import KroneckerBlock, KroneckerCurvature
 from whence.curvature.range_finder import Chunks, streamed_axes
@@ -38,7 +39,7 @@ _MEASURED = 128
 _MOST_JUDGED = 512
 # Share of the stored documents below which it does not matter what a code is worth on those of the sample.
 _FEW_MEMBERS = 0.02
-_NOTHING = Axes(torch.zeros(0, 0), torch.zeros(0), 32, 0)
+_UNSKETCHED = torch.zeros(0, 0)
 
 
 def whiten(
@@ -120,9 +121,11 @@ class LearnedCode:
         rest_axes_RK: Sketches of the axes as they were before rounding; None where nothing is kept of what they leave.
         slots: Of the sketch that the mixtures are the first of.
         share: Of the variance of the rest's sketched scores that is signal.
-        expected: Correlation with exact scores that was measured with this size: on held-out documents and those of the sample, each for its
-            share of what is to be stored.
-        stand_ins: Codes that the asked examples would have as queries from outside the sample, shape (asked, K + R).
+        expected: Correlation with exact scores that was measured with this size: of queries that axes were not learned from, to held-out
+            documents and those of the sample, each for its share of what is to be stored. 0 where one size only was to choose from.
+        judges: How many queries these were.
+        stand_ins: Scores that examples held back from trial axes have as queries to those that taught these, shape (B, S); of none where
+            documents are held out.
     """
 
     axes: Axes
@@ -131,6 +134,7 @@ class LearnedCode:
     slots: int
     share: float
     expected: float
+    judges: int
     stand_ins: Tensor
 
 
@@ -157,7 +161,7 @@ class Choosing:
         return self.most_bytes - code.width * code.rest * REST_BITS // 8
 
 
-def code_axes(rows: Sequence[Tensor], held_out: Sequence[Tensor], how: Choosing, query_rows: Sequence[int] = ()) -> LearnedCode:
+def code_axes(rows: Sequence[Tensor], held_out: Sequence[Tensor], how: Choosing, held_back: Sequence[int] = ()) -> LearnedCode:
     """Principal axes of whitened rows, over all units together, without forming their second moment.
 
     The Gram matrix of the sample has the same spectrum (Heo et al. 2026, section 3.3); axes are Z^T V / sigma. They are turned by a random
@@ -165,45 +169,90 @@ def code_axes(rows: Sequence[Tensor], held_out: Sequence[Tensor], how: Choosing,
     far less. Rounding shrinks the axes; one factor makes the sample's codes come out at their exact size again.
 
     Of several sizes of code the one is taken whose scores agree best with exact ones, over the sample's examples and the held-out ones, each
-    for its share of what is to be stored.
+    for its share of what is to be stored. Queries are documents that the axes were not learned from: held-out ones, or else a few of the
+    sample, coded by trial axes that the others teach. With a member of the sample as the query its own axes would flatter few of them.
 
     Args:
         rows: Per unit, shape (S, U), of the sample.
         held_out: Per unit, shape (H, U), of documents that are stored and not in the sample; H may be 0.
         how: Sizes, room and seed.
-        query_rows: Places of examples that are to stand in for queries from outside.
+        held_back: Places of examples of the sample that are the queries where nothing is held out.
 
     Returns:
         Axes, size, and what goes with them.
     """
     gram_SS = _products(rows, rows)
     values_S, vectors_SS = torch.linalg.eigh(gram_SS)
-    directions = max(1, int((values_S > values_S[-1] * _NOISE).sum()))
+    directions = _directions(values_S)
     choices = [replace(choice, width=min(choice.width, directions)) for choice in how.choices]
     mix_SK = _mix(values_S, vectors_SS, max(choice.width for choice in choices))
     sketched = [
         _sketched(part, how, max(choice.rest for choice in choices)) if how.slots else None for part in (held_out, rows)
     ]
-    out = None
+    back_B, taught_T = _apart(len(gram_SS), held_back)
+    unseen = members = None
     if len(held_out[0]):
-        out = HeldOut(_products(held_out, held_out), _products(held_out, rows) @ mix_SK, *_sketches(sketched, mix_SK), how.seed)
-    chosen = _chosen(choices, out, how.members, lambda choice: _agreement(gram_SS, mix_SK, choice, how.seed))
+        gram_HH, gram_HS = _products(held_out, held_out), _products(held_out, rows)
+        unseen, members = held_out_trials(gram_HH, gram_HS, gram_SS, mix_SK, sketched, how.seed)
+    elif len(back_B) and len(taught_T):
+        members = held_back_trial(gram_SS, back_B, taught_T, how.seed)
+    chosen = _chosen(choices, unseen, members, how.members)
     code = chosen.code
     turned_SK = mix_SK[:, : code.width] @ rotation(code.width, how.seed)
     few = slice(None, None, max(1, len(gram_SS) // _MEASURED))
-    axes = _rounded_axes(
+    axes, axes_error = _rounded_axes(
         ((first, block_SM.T.to(_wide(block_SM)) @ turned_SK.to(_wide(block_SM)), block_SM[few]) for first, block_SM in _blocks(rows)),
         gram_SS[few] @ turned_SK, sum(row.shape[1] for row in rows), how.room(code), how.seed,
     )  # fmt: skip
-    query_indices = torch.tensor(query_rows, dtype=torch.long)
-    # What of an example no other one has, squared: the Schur complement of the others in the Gram matrix. Axes hold it by the example's mix.
-    least = values_S[-1] * _NOISE
-    own_A = 1 / (vectors_SS[query_indices].square() / (values_S.clamp_min(0) + least)).sum(1) - least
-    outside_AK = gram_SS[query_indices] @ turned_SK - own_A.clamp_min(0)[:, None] * turned_SK[query_indices]
+    axes_error /= float(gram_SS.diagonal()[few].sum().sqrt().clamp_min(_TINY))
+    outside_BS = gram_SS.new_zeros(0, len(gram_SS))
+    if unseen is None and members is not None:
+        outside_BS = gram_SS.new_zeros(len(back_B), len(gram_SS))
+        # Rounded axes lose of a document's whole gradient, whatever of it lies along them.
+        error_S = axes_error * gram_SS.diagonal().sqrt()
+        outside_BS[:, taught_T] = members.scores(code, (error_S[back_B], error_S[taught_T]))
     rest_RK = None
     if code.rest and sketched[1] is not None:
         rest_RK = sketched[1][:, : code.rest].T.double() @ turned_SK * (how.slots / code.rest) ** 0.5
-    return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots, stand_ins=outside_AK)
+    return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots, stand_ins=outside_BS)
+
+
+def held_out_trials(
+    gram_HH: Tensor, gram_HS: Tensor, gram_SS: Tensor, mix_SK: Tensor, sketched: Sequence[Tensor | None], seed: int
+) -> tuple[Trial, Trial]:
+    """Held-out documents as queries to each other, and to some of the sample.
+
+    Args:
+        gram_HH: Exact scores of held-out documents.
+        gram_HS: Of them and the sample.
+        gram_SS: Of the sample.
+        mix_SK: What the sample is mixed to axes with.
+        sketched: Sketches of held-out documents and of the sample; None without.
+        seed: Of the rotation.
+    """
+    held_HR, rows_SR, axes_KR = _sketches(sketched, mix_SK)
+    few = slice(None, None, max(1, len(gram_SS) // _MOST_JUDGED))
+    queries, stored = Coded(gram_HS @ mix_SK, held_HR), Coded(gram_SS[few] @ mix_SK, rows_SR[few])
+    return Trial(gram_HH, queries, queries, axes_KR, seed), Trial(gram_HS[:, few], queries, stored, axes_KR, seed)
+
+
+def held_back_trial(gram_SS: Tensor, back_B: Tensor, taught_T: Tensor, seed: int) -> Trial:
+    """Some documents of a sample as queries to the others, along axes that only the others taught: as a store's members are asked.
+
+    Axes that a query has taught hold more of it, and of what others share with it, than those of a store will of a query: with half as many
+    axes as documents correlations come out up to .15 too high.
+
+    Args:
+        gram_SS: Exact scores of the sample.
+        back_B: Places of the queries.
+        taught_T: Places of the others.
+        seed: Of the rotation.
+    """
+    gram_TT, gram_BT = gram_SS[taught_T][:, taught_T], gram_SS[back_B][:, taught_T]
+    values_T, vectors_TT = torch.linalg.eigh(gram_TT)
+    mix_TK = _mix(values_T, vectors_TT, _directions(values_T))
+    queries, stored = Coded(gram_BT @ mix_TK, _UNSKETCHED), Coded(gram_TT @ mix_TK, _UNSKETCHED)
+    return Trial(gram_BT, queries, stored, _UNSKETCHED, seed, len(taught_T) / len(gram_SS))
 
 
 def streamed_code(
@@ -227,16 +276,16 @@ def streamed_code(
         mixtures = max(choice.rest for choice in choices)
         # Axes lie as rows do, one coordinate after the other.
         held_HR, axes_KR = (_sketched(part, how, mixtures) for part in (held_out, [axes_MK.T]))
-    out = HeldOut(_products(held_out, held_out), whole_HM @ axes_MK, held_HR, axes_KR, how.seed)
-    chosen = _chosen(choices, out, 0.0, lambda choice: 0.0)
+    queries = Coded(whole_HM @ axes_MK, held_HR)
+    chosen = _chosen(choices, Trial(_products(held_out, held_out), queries, queries, axes_KR, how.seed), None, 0.0)
     code = chosen.code
     turn_KK = rotation(code.width, how.seed).to(axes_MK)
-    axes = _rounded_axes(
+    axes, _ = _rounded_axes(
         (
             (first, axes_MK[first : first + TURNED, : code.width] @ turn_KK, whole_HM[:, first : first + TURNED])
             for first in range(0, coordinates, TURNED)
         ),
-        (out.codes_HK[:, : code.width] @ turn_KK).double(), coordinates, how.room(code), how.seed,
+        (queries.along_NK[:, : code.width] @ turn_KK).double(), coordinates, how.room(code), how.seed,
     )  # fmt: skip
     rest_RK = None
     if code.rest:
@@ -244,34 +293,22 @@ def streamed_code(
     return replace(chosen, axes=axes, rest_axes_RK=rest_RK, slots=how.slots)
 
 
-def _chosen(choices: Sequence[Code], out: HeldOut | None, members: float, inside: Callable[[Code], float]) -> LearnedCode:
-    """The best choice, without its axes yet.
-
-    Args:
-        choices: Sizes.
-        out: Documents that are stored and not in the sample; None where there are none.
-        members: Share of the stored documents that are in it.
-        inside: What a choice is worth on those.
-    """
-    best, agreements = None, {}
-    for choice in choices:
-        value, share = (0.0, 0.0) if out is None else out.agreement(choice)
-        alone = replace(choice, rest=0)
-        if members > _FEW_MEMBERS and alone not in agreements:
-            agreements[alone] = inside(alone) if len(choices) > 1 else 0.0
-        value = agreements.get(alone, value) if out is None else members * agreements.get(alone, value) + (1 - members) * value
-        # Mixtures of which nothing is signal are left out.
-        choice = choice if share > 0 else alone
-        if best is None or value > best.expected:
-            best = LearnedCode(_NOTHING, choice, None, 0, share, value, torch.zeros(0))
-    assert best is not None, "there is a choice"
-    return best
+def _chosen(choices: Sequence[Code], unseen: Trial | None, members: Trial | None, member_share: float) -> LearnedCode:
+    """The best choice, without its axes yet; see `best_code`."""
+    members = members if member_share > _FEW_MEMBERS else None
+    if len(choices) == 1:  # what it is worth decides nothing but the share of a rest
+        members = None
+    judge = unseen or members
+    code, share, expected = best_code(choices, unseen, members, member_share)
+    judges = len(judge.exact_QN) if judge is not None and len(choices) > 1 else 0
+    nothing = Axes(torch.zeros(0, 0), torch.zeros(0), 32, 0)
+    return LearnedCode(nothing, code, None, 0, share, expected, judges, torch.zeros(0))
 
 
 def _rounded_axes(
     blocks: Iterable[tuple[int, Tensor, Tensor]], exact_FK: Tensor, coordinates: int, most_bytes: int, seed: int
-) -> Axes:
-    """Axes of all coordinates, rounded to the bits that fit.
+) -> tuple[Axes, float]:
+    """Axes of all coordinates, rounded to the bits that fit, and the length of the error that the examples' codes have by that, together.
 
     Args:
         blocks: Place of the first of some coordinates, their axes (M, K), and what a few examples have there (F, M).
@@ -292,7 +329,8 @@ def _rounded_axes(
     # Rounding shortens axes, all by nearly the same factor.
     size = 1.0 if bits == 32 else float((rounded_FK * exact_FK).sum() / rounded_FK.square().sum().clamp_min(_TINY))
     scales_M = torch.cat([block.scales_M for block in by_block]) * size
-    return Axes(torch.cat([block.codes for block in by_block]), scales_M, bits, width)
+    error = 0.0 if bits == 32 else float((rounded_FK * size - exact_FK).norm())
+    return Axes(torch.cat([block.codes for block in by_block]), scales_M, bits, width), error
 
 
 def _sketched(rows: Sequence[Tensor], how: Choosing, width_R: int) -> Tensor:
@@ -306,12 +344,12 @@ def _sketched(rows: Sequence[Tensor], how: Choosing, width_R: int) -> Tensor:
     return sketched_SR[:, :width_R]
 
 
-def _sketches(sketched: Sequence[Tensor | None], mix_SK: Tensor) -> tuple[Tensor, Tensor]:
-    """Of held-out documents, and of the axes that a sample's rows are mixed to, shape (K, R)."""
+def _sketches(sketched: Sequence[Tensor | None], mix_SK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of held-out documents, of the sample's rows, and of the axes that these are mixed to, shape (K, R)."""
     held_HR, rows_SR = sketched
     if held_HR is None or rows_SR is None:
-        return torch.zeros(0, 0), torch.zeros(mix_SK.shape[1], 0)
-    return held_HR, mix_SK.T.to(rows_SR) @ rows_SR
+        return _UNSKETCHED, _UNSKETCHED, torch.zeros(mix_SK.shape[1], 0)
+    return held_HR, rows_SR, mix_SK.T.to(rows_SR) @ rows_SR
 
 
 def _part(sketch: SparseSketch, first: int, size: int) -> SparseSketch:
@@ -331,17 +369,16 @@ def _mix(values_S: Tensor, vectors_SS: Tensor, width_K: int) -> Tensor:
     return vectors_SK / values_K.clamp_min(_TINY).sqrt()
 
 
-def _agreement(gram_SS: Tensor, mix_SK: Tensor, code: Code, seed: int) -> float:
-    """Mean over some of the sample's examples, each as a query, of the correlation of scores by codes with exact scores of the others.
+def _directions(values_S: Tensor) -> int:
+    """Of a Gram matrix with these eigenvalues."""
+    return max(1, int((values_S > values_S[-1] * _NOISE).sum()))
 
-    A real query is not in the sample: its code has no part of an axis' own example. Leaving the diagonal out of the Gram matrix on the
-    query's side gives such codes; with it they would be several times too long, and rounding would seem to cost far more than it does.
-    """
-    few = torch.arange(0, len(gram_SS), max(1, len(gram_SS) // _MOST_JUDGED))
-    gram_FS, mix_SK = gram_SS[few], mix_SK[:, : code.width]
-    codes_FK = gram_FS @ mix_SK
-    hollow_FK = codes_FK - gram_SS.diagonal()[few, None] * mix_SK[few]
-    return correlation(evened(hollow_FK, seed) @ rounded(evened(codes_FK, seed), code.bits).T, gram_FS[:, few])
+
+def _apart(count: int, held_back: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Places that are held back, and the others."""
+    is_back = torch.zeros(count, dtype=torch.bool)
+    is_back[list(held_back)] = True
+    return is_back.nonzero()[:, 0], (~is_back).nonzero()[:, 0]
 
 
 def _blocks(rows: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:

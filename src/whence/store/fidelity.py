@@ -61,20 +61,27 @@ class Fidelity:
     """What was measured when a dataset was built or appended.
 
     Args:
-        queries: Documents that stood in for queries.
+        queries: Documents that stood in for queries; the code was not learned from them, or else they are as axes see them that were not.
         learned: On documents that the code was learned from; None where there were none.
         others: On documents that nothing was learned from; None where there were none. It speaks for whatever is added later.
         controls: On the same documents as `others`, or `learned` where there are no others; None in stores of earlier versions.
+        is_outside: Whether queries were documents that nothing was learned from; None in stores of earlier versions.
     """
 
     queries: int
     learned: Agreement | None
     others: Agreement | None
     controls: Controls | None = None
+    is_outside: bool | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.learned} on documents that the code was learned from"] if self.learned else []
         parts += [f"{self.others} on documents that it was not learned from"] if self.others else []
+        if self.is_outside is not None:
+            from_where = (
+                "that nothing was learned from" if self.is_outside else "of the sample, coded by axes that others taught,"
+            )
+            parts += [f"{self.queries} documents {from_where} stood in for queries"]
         parts += [f"for comparison, Spearman of {self.controls}"] if self.controls else []
         return "stored against exact EK-FAC scores: " + "; ".join(parts)
 

@@ -329,12 +329,10 @@ def make_blueprint(
     if isinstance(encoder, Aligned):
         width, dtype = encoder.shapes()[0][1], encoder.dtype
     cut_notes: list[str] = []
-    rest_note = {}
+    code_note = {}
     if isinstance(encoder, Aligned):
         cut_notes = cut_bases(encoder.whitened, relative_damping(config))
-        rest_note = {"code": encoder.residual.note(width, dtype)} if encoder.residual is not None else {}
-        if encoder.is_anchored:
-            rest_note = {"code": f"axes span the gradients of anchors, {width:,} directions: exact for these queries"}
+        code_note = {"code": text} if (text := encoder.note()) else {}
     recipe = None if task.recipe is None else asdict(task.recipe)
     blueprint = Blueprint(
         method=method.name,
@@ -354,7 +352,7 @@ def make_blueprint(
             "kind": task.kind,
             **(origin or {}),
             **({"bases": "; ".join(cut_notes)} if cut_notes else {}),
-            **rest_note,
+            **code_note,
             "build": _settings_given(config),
         },
         units=units,

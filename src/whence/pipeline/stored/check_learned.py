@@ -141,6 +141,7 @@ def _codes(tensors: Mapping[str, Tensor], shapes: Shapes, units: Sequence[Unit],
         or _misfit(shapes, "scales", (rows,), _FLOATS)
         or _misfit(shapes, "damping", (), _FLOATS)
         or ("rest_axes" in shapes and _rest(tensors, shapes, rank))
+        or ("judged" in shapes and _misfit(shapes, "judged", (3,), (torch.int64,)))
         or ("anchors" in shapes and _misfit(shapes, "anchors", (32,), (torch.uint8,)))
         or ""
     )

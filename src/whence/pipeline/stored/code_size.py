@@ -18,9 +18,11 @@ __all__ = [
     "AXES_BYTES",
     "STORED_TYPES",
     "CodeSize",
+    "code_axes_bytes",
     "code_choices",
     "code_size",
     "fits",
+    "held_back_places",
     "sample_places",
     "stand_ins",
     "stored_type",
@@ -49,6 +51,8 @@ _PLACE_BYTES = 8
 _REST_PARTS = (0.125, 0.25, 0.5, 0.75, 0.875, 0.9375)
 # Documents that nothing is learned from and sizes of code are judged on; fewer than the second say nothing.
 _MOST_HELD_OUT, _FEWEST_HELD = 256, 32
+# Where nothing is held out, so many of the sample are queries, along trial axes that the others teach.
+_HELD_BACK = 16
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,10 @@ def code_choices(config: BuildConfig, most: int, *, coordinates: int = 0, axes_b
     for dtype in _WITH_REST if coordinates else ():
         for part in _REST_PARTS:
             bits = bits_named(dtype)
+            width = min(int(room * (1 - part)) // bits, most) // 8 * 8
             # Axes of a bit, and their sketches of four.
-            fitting = 8 * axes_bytes // (coordinates + rest_bits(1) * int(room * part))
-            width = min(int(room * (1 - part)) // bits, most, fitting) // 8 * 8
+            while width * (coordinates + rest_bits(1) * (room - width * bits)) > 8 * axes_bytes:
+                width -= 8
             if width:
                 choices.append(Code(width, dtype, bits, room - width * bits))
     return list(dict.fromkeys(choices))
@@ -148,7 +153,7 @@ def code_size(units: Sequence[Unit], examples: int, config: BuildConfig, fit: Fi
     if config.shared_bytes and 4 * most * coordinates > axes_bytes:
         most = min(most, max(1, 8 * axes_bytes // _filled_up(coordinates), axes_bytes // (4 * coordinates)))
     choices = code_choices(config, most, coordinates=_filled_up(coordinates) if held_out else 0, axes_bytes=axes_bytes)
-    taken = max(_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
+    taken = max(code_axes_bytes(choice, coordinates, axes_bytes) for choice in choices)
     slots, widest = (max(numbers) for numbers in zip(*((choice.rest, choice.width) for choice in choices), strict=True))
     wide = 4 * max(samples * SKETCHED, widest * coordinates) if is_streamed else 4 * samples * coordinates
     is_halved = wide > _WIDE_BYTES and not is_streamed
@@ -196,8 +201,13 @@ def fits(code: Code, choices: Sequence[Code], config: BuildConfig) -> bool:
 
 def stand_ins(documents: int) -> list[int]:
     """Places of the documents, of so many, that stand in for queries: 16, or an eighth where there are fewer; none for one alone."""
-    count = min(16, documents // 8)
+    count = min(_HELD_BACK, documents // 8)
     return spread_places(documents, count) if count > 1 else []
+
+
+def held_back_places(documents: int) -> list[int]:
+    """Places of the documents of a sample that trial axes are not learned from: those that stand in for queries, or one."""
+    return stand_ins(documents) or spread_places(documents, 1)
 
 
 def _row_bytes(choice: Code) -> int:
@@ -206,7 +216,14 @@ def _row_bytes(choice: Code) -> int:
     return -(-choice.width * choice.bits // 8) + scale + rest
 
 
-def _axes_bytes(choice: Code, coordinates: int, most: int) -> int:
+def code_axes_bytes(choice: Code, coordinates: int, most: int) -> int:
+    """Of the axes of a code and their sketches, in the most bits that fit.
+
+    Args:
+        choice: The code.
+        coordinates: Of a whitened gradient.
+        most: Room.
+    """
     sketches = choice.width * choice.rest * rest_bits(1) // 8
     bits = most_bits(coordinates, choice.width, most - sketches)
     rows = coordinates if bits == 32 else _filled_up(coordinates)

@@ -36,16 +36,16 @@ def measure_fidelity(
     blueprint: Blueprint,
     dataset: Dataset,
     learned: Sequence[int],
-    stand_in_codes: Tensor | None,
+    stand_in_scores: Tensor | None,
     *,
     quiet: bool,
 ) -> Fidelity | None:
     """Correlation between the scores that a store gives and those of its EK-FAC without any code.
 
     Gradients of a few documents' losses stand in for queries. Where there are documents that the code was not learned from, they are taken
-    from those, as queries from outside are. Elsewhere their codes are those that they would have from outside: with the part of an axis that
-    is theirs alone they would be several times too long, and rounding would seem to cost far more than it does. Costs a pass over 16 and up
-    to 256 documents, and more passes where few whole gradients fit.
+    from those, as queries from outside are. Elsewhere their scores are those by trial axes that only the other documents taught: axes that
+    they taught themselves hold more of them than of any query. Costs a pass over 16 and up to 256 documents, and more passes where few whole
+    gradients fit.
 
     Args:
         task: Model and loss.
@@ -54,7 +54,7 @@ def measure_fidelity(
         blueprint: How they are stored.
         dataset: What was built.
         learned: Places of its documents that the code was learned from.
-        stand_in_codes: Their codes as queries from outside the sample, of the documents that `stand_ins` names.
+        stand_in_scores: Scores of the documents that `stand_ins` names to those the code was learned from, by axes they did not teach.
         quiet: No progress on stderr.
 
     Returns:
@@ -65,10 +65,10 @@ def measure_fidelity(
     is_outside = len(outside) >= 2 * _FEWEST
     source = outside if is_outside else learned
     query_rows = [source[row] for row in stand_ins(len(source))]
-    if not query_rows:
+    if not query_rows or (not is_outside and (stand_in_scores is None or len(stand_in_scores) != len(query_rows))):
         return None
     query_set = set(query_rows)
-    groups = [_some([row for row in part if row not in query_set]) for part in (learned, outside)]
+    groups = [_some([row for row in part if row not in query_set]) for part in (learned, outside if is_outside else ())]
     queries, examples = ([dataset.examples[row] for row in chosen] for chosen in (query_rows, [*groups[0], *groups[1]]))
     autocast = autocast_named(blueprint.autocast)
 
@@ -79,10 +79,12 @@ def measure_fidelity(
             ).units
 
     codec, encoded = blueprint.codec(), rows(examples)
-    own = None if is_outside else stand_in_codes
-    preconditioned = rows(queries) if own is None else [own.view(len(queries), 1, -1).to(encoded[0])]
-    # As a scan of the store gives them, but for their scale.
-    stored_QN = codec.scorer(preconditioned)(codec.encode(encoded)).double()
+    if is_outside or stand_in_scores is None:
+        # As a scan of the store gives them, but for their scale.
+        stored_QN = codec.scorer(rows(queries))(codec.encode(encoded)).double()
+    else:
+        columns = {row: column for column, row in enumerate(learned)}
+        stored_QN = stand_in_scores[:, [columns[row] for row in groups[0]]].double()
     exact_QN = _exact(WholeGradients(task, plan, encoder, blueprint.batch_positions), queries, examples, quiet)
     parts = (slice(len(groups[0])), slice(len(groups[0]), len(examples)))
     agreements = [_agreement(stored_QN[:, part], exact_QN[:, part]) for part in parts]
@@ -91,7 +93,7 @@ def measure_fidelity(
     part = parts[1] if agreements[1] else parts[0]
     lengths_N = torch.stack([codes_NPR.double().square().sum((1, 2)) for codes_NPR in encoded]).sum(0).sqrt()
     controls = _controls(lengths_N[part], exact_QN[:, part], Dataset(queries), Dataset(examples[part]))
-    return Fidelity(len(queries), agreements[0], agreements[1], controls)
+    return Fidelity(len(queries), agreements[0], agreements[1], controls, is_outside)
 
 
 def _controls(lengths_N: Tensor, exact_QN: Tensor, queries: Dataset, examples: Dataset) -> Controls:

@@ -38,7 +38,7 @@ from whence.errors import BadInput, DiskFull, OutOfMemory, StoreMismatch, Unsupp
 from whence.methods import method_named
 from whence.pipeline.inputs import autocast_named
 from whence.pipeline.stored.anchors import ANCHORS, anchor_axes, check_anchors, check_queries
-from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, sample_places, stand_ins
+from whence.pipeline.stored.code_size import STORED_TYPES, CodeSize, code_choices, fits, held_back_places, sample_places
 from whence.pipeline.stored.shared_budget import budget_note, nearest_sizes, within_budget
 from whence.progress import meter, say
 from whence.records import Unit
@@ -61,8 +61,11 @@ __all__ = [
     "sized_code",
 ]
 
-STAND_INS = "stand_ins"
-"""Among the learned tensors: the codes of `stand_ins` as queries from outside the sample, shape (documents, K)."""
+STAND_INS = "stand_in_scores"
+"""Among the learned tensors: scores of some of the sample as queries to all of it, by axes that they did not teach, shape (queries, sample);
+of none where documents are held out."""
+JUDGEMENT = "judged"
+"""Among the learned tensors: of how many sizes a code was chosen, by how many queries, and whether these were outside the sample, int64."""
 SAMPLE = "sample"
 """Among the learned tensors: places of the first dataset's documents that the axes were learned from, int64."""
 FIT_EXAMPLES = 8192
@@ -133,6 +136,7 @@ def learn_code(
         **kept_damping,
         "dtype": torch.tensor(STORED_TYPES.index(learned.code.dtype)),
         STAND_INS: learned.stand_ins.float(),
+        JUDGEMENT: torch.tensor([len(size.choices), learned.judges, size.held_out > 0]),
         SAMPLE: torch.tensor(sample_rows, dtype=torch.int64),
     }
     return {**save_whitened(whitened), **save_axes(learned.axes), **save_rest(learned), **about_code}
@@ -203,7 +207,7 @@ def _learned(
         ), sample_rows  # fmt: skip
     rows = _together(chunks("sample", sample_rows), len(sample_rows), size.is_halved)
     check(not any(bool(row.any()) for row in rows))
-    return code_axes(rows, held_out_rows or [row[:0] for row in rows], how, stand_ins(len(sample_rows))), sample_rows
+    return code_axes(rows, held_out_rows or [row[:0] for row in rows], how, held_back_places(len(sample_rows))), sample_rows
 
 
 def relative_damping(config: BuildConfig) -> float:
@@ -249,7 +253,18 @@ def aligned_encoder(units: Sequence[Unit], tensors: Mapping[str, Tensor], seed: 
     whitened = load_whitened(units, tensors, device)
     coordinates = sum(width for _, width in whitened.shapes())
     rest = load_rest(tensors, coordinates, seed, device)
-    return Aligned(whitened, load_axes(tensors), dtype, seed, rest, is_anchored=ANCHORS in tensors)
+    return Aligned(whitened, load_axes(tensors), dtype, seed, rest, is_anchored=ANCHORS in tensors, judge=_judge(tensors))
+
+
+def _judge(tensors: Mapping[str, Tensor]) -> str:
+    """By what a code's size was chosen; nothing is said of codes of earlier versions."""
+    sizes, queries, is_outside = tensors[JUDGEMENT].tolist() if JUDGEMENT in tensors else (1, 0, False)
+    if sizes <= 1:
+        return ""
+    if not queries:
+        return f"the first of {sizes} sizes, with too few documents to judge by"
+    what = "that nothing was learned from" if is_outside else "of the sample, coded by trial axes that the others taught"
+    return f"the best of {sizes} sizes to {queries} documents {what}"
 
 
 def cut_bases(whitened: Whitened, relative: float) -> list[str]:
