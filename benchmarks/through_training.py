@@ -1,6 +1,6 @@
 """What going back through a run is worth on one that converged, one that was stopped early and one of two stages, and what it costs.
 
-    OMP_NUM_THREADS=1 python benchmarks/through_training.py -o whence-bench [digits-mlp digits-early digits-stages]
+    OMP_NUM_THREADS=1 python benchmarks/through_training.py -o whence-bench [digits-mlp digits-early digits-stages] [--methods NAME ...]
 
 The settings and banks are those of `whence bench`, and are made if they are not there. Passes are examples that went forwards through the
 model, by hand or under torch.func, over the examples there are; a step backwards comes with nearly each. The disk holds the recorded run,
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
-NAMES = ("grad-dot-exact", "ekfac", "ekfac-run", "tracin", "less", "source", "fast-source", "astra-source", "unroll")
+NAMES = ("grad-dot-exact", "ekfac", "ekfac-run", "tracin", "less", "dvemb", "source", "fast-source", "astra-source", "unroll")
 
 
 def main():
@@ -29,13 +29,17 @@ def main():
     parser.add_argument("settings", nargs="*", default=["digits-mlp", "digits-early", "digits-stages"])
     parser.add_argument("-o", "--output", type=Path, default=Path("whence-bench"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--methods", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--front", action="store_true", help="the front between truth and cost")
     arguments = parser.parse_args()
     for name in arguments.settings:
-        (front if arguments.front else run)(name, arguments.output, arguments.workers)
+        if arguments.front:
+            front(name, arguments.output, arguments.workers)
+        else:
+            run(name, arguments.output, arguments.workers, arguments.methods)
 
 
-def run(name, output, workers):
+def run(name, output, workers, methods):
     from whence.bench import ENTRIES, prepare
     from whence.evaluate import evaluate
 
@@ -45,7 +49,7 @@ def run(name, output, workers):
     work = setting.folder / "through"
     shutil.rmtree(work, ignore_errors=True)
     costs, tables = [], []
-    for method in (known for known in NAMES if name not in entries[known].not_on):
+    for method in (known for known in methods if name not in entries[known].not_on):
         before, examples, started = _mebibytes(work), [0], time.process_time()
         task = setting.member(0)
         handle = task.model.register_forward_pre_hook(

@@ -89,8 +89,8 @@ def queries_of(task, count=12):
     return task.prepare(list(zip(inputs, labels.tolist(), strict=True)))
 
 
-def truth(name, kind, task, queries, start, batches, rates, model):
-    """The exact derivative of every query's measurement by every example's weight, shape (Q, N)."""
+def truth(name, kind, task, queries, start, batches, rates, model, outer=False):
+    """The exact derivative of every query's measurement by every example's weight, shape (Q, N), or with outer products for Hessians."""
     inputs, labels = data()
     shapes = [(key, value.shape) for key, value in model.named_parameters()]
 
@@ -108,7 +108,7 @@ def truth(name, kind, task, queries, start, batches, rates, model):
         "adam": {"optimizer": "adam", "weight_decay": 0.01},
         "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
     }[name]
-    final, tangent_PN = exact_unrolling(loss, start, batches, rates, **settings)
+    final, tangent_PN = exact_unrolling(loss, start, batches, rates, **settings, outer=outer)
     torch.testing.assert_close(final, nn.utils.parameters_to_vector(model.parameters()).detach(), rtol=0, atol=1e-9)
     measured = task.collate(queries.examples)
     gradients_QP = torch.func.jacrev(lambda values: task.measurement(_Bound(model, unflat(values)), measured))(final)

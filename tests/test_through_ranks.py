@@ -18,6 +18,7 @@ METHODS = {
     "source": {"segments": 2, "per_unit": True, "tokens_of": ["t0", "t59"]},
     "astra-source": {"segments": 1, "iterations": 2, "batch_examples": 7},
     "less": {"per_segment": True},
+    "dvemb": {},
     "unroll": {},
 }
 

@@ -291,6 +291,14 @@ EXACT_METHODS: dict[str, ExactMethod] = {
             passes="1 query + 1 score per checkpoint",
         ),
         ExactMethod(
+            name="dvemb",
+            summary="data value embeddings: what each example's step became by the end of the run; curvature of the steps' own gradients",
+            paper="Wang et al. 2024, arXiv 2412.09538",
+            factors=None,
+            needs_run=True,
+            passes="4 per step of the run",
+        ),
+        ExactMethod(
             name="unroll",
             summary="the exact derivative of a recorded run by every example's weight: the run made again, then differentiated backwards",
             paper="Ilyas and Engstrom 2025, arXiv 2504.16430",

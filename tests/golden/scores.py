@@ -24,7 +24,7 @@ KEPT = Path(__file__).parent / "scores.json"
 MODELS = ("linear", "conv2d", "gpt2")
 EXAMPLES, QUERIES = 12, 3
 NORMALIZED = (("ekfac", "cosine"), ("ekfac", "relatif"), ("kfac", "theta-relatif"), ("grad-dot-exact", "cosine"))
-THROUGH = ("source", "astra-source", "tracin", "less", "unroll")
+THROUGH = ("source", "astra-source", "tracin", "less", "dvemb", "unroll")
 
 
 def compute(folder):

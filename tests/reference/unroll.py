@@ -10,7 +10,7 @@ from tests.reference.gradients import dense_gradients, unit_gradients
 
 
 def exact_unrolling(
-    loss, start_P, batches, rates, *, optimizer="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8
+    loss, start_P, batches, rates, *, optimizer="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, outer=False
 ):
     """Final parameters of a run and their derivative by the weight of every example, shape (P,) and (P, N).
 
@@ -24,6 +24,7 @@ def exact_unrolling(
         weight_decay: L2 coefficient, decoupled for "adamw".
         betas: Of Adam.
         eps: Of Adam.
+        outer: Whether the mean outer product of the batch's gradients stands for the Hessian.
     """
     theta, count = start_P.clone(), len(loss(start_P))
     size = len(theta)
@@ -38,7 +39,8 @@ def exact_unrolling(
 
         gradient = torch.func.grad(mean)(theta) + coupled * theta
         each_BP = torch.func.jacrev(lambda values, batch=batch: loss(values)[batch])(theta)
-        change_PN = torch.func.hessian(mean)(theta) @ tangent_PN + coupled * tangent_PN
+        matrix = each_BP.T @ each_BP / len(batch) if outer else torch.func.hessian(mean)(theta)
+        change_PN = matrix @ tangent_PN + coupled * tangent_PN
         change_PN[:, batch] += each_BP.T / len(batch)
         if optimizer == "sgd":
             first = momentum * first + gradient
@@ -56,6 +58,25 @@ def exact_unrolling(
         theta = shrink * theta - rate * (first / one) / (root + eps)
         tangent_PN = shrink * tangent_PN - rate * moved_PN
     return theta, tangent_PN
+
+
+def data_value_embeddings(gradients, batches, rates, count) -> Tensor:
+    """What every example's steps of plain descent have become at the end, shape (P, N): Wang et al. (2024), theorem 2 and algorithm 1.
+
+    Args:
+        gradients: Of every step, those of its examples' parts in the loss that it lowers, shape (B, P).
+        batches: Places of the examples of every step.
+        rates: Learning rate of every step.
+        count: N.
+    """
+    size = gradients[0].shape[1]
+    embeddings_PN, matrix = torch.zeros(size, count).double(), torch.zeros(size, size).double()
+    for batch, rate, each_BP in reversed(list(zip(batches, rates, gradients, strict=True))):
+        own_PB = rate * (each_BP.T - matrix @ each_BP.T)
+        embeddings_PN.index_add_(1, batch, own_PB)
+        # The paper lowers sums: of a mean the outer products count as much as each loss does.
+        matrix = matrix + len(batch) * own_PB @ each_BP
+    return embeddings_PN
 
 
 def source(

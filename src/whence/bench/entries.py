@@ -209,6 +209,7 @@ ENTRIES = (
     _through_run("ekfac-run", "ekfac"),
     _through_run("tracin", "tracin"),
     _through_run("less", "less"),
+    _through_run("dvemb", "dvemb", not_on=_TOO_LONG),
     _through_run("source", "source"),
     _through_run("fast-source", "source", average_weights=True),
     _through_run("astra-source", "astra-source", not_on=_TOO_LONG),

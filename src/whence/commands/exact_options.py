@@ -108,7 +108,7 @@ class ExactOptions:
     Args:
         final: Those of methods of the final weights.
         normalize: Divide scores by norms.
-        run: Folder of a recorded training run: needed by source, astra-source, tracin, less and unroll; ekfac, kfac, pcg and astra are
+        run: Folder of a recorded training run: needed by source, astra-source, tracin, less, dvemb and unroll; ekfac, kfac, pcg and astra are
             averaged over it.
         checkpoints: Of that run, per stage, that ekfac, kfac, pcg and astra are averaged over; 3 if left out.
         members: Short runs that ekfac, kfac, pcg and astra are averaged over in place of checkpoints: further models, each trained for a

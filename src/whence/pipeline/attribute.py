@@ -21,7 +21,7 @@ from whence.pipeline.through.through_run import through_run
 from whence.plans import attribute_stages
 from whence.progress import Stages, staged
 from whence.records import ScoreTable
-from whence.settings import ExactSettings, Runtime, Unroll, checked_settings, final_settings, records_only
+from whence.settings import DVEmb, ExactSettings, Runtime, Unroll, checked_settings, final_settings, records_only
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
@@ -152,16 +152,17 @@ def _through(task: AbstractTask, train: Dataset, wanted: TableRequest, cut: CutR
         BadInput: If parts are asked for that the method does not have.
     """
     started, settings = time.monotonic(), cut.settings
-    if isinstance(settings, Unroll):
+    if isinstance(settings, DVEmb | Unroll):
         if wanted.per_unit or wanted.tokens:
             raise BadInput(
-                found=f"{'per_unit' if wanted.per_unit else 'tokens_of'} for unroll",
-                needed="a run and nothing else: it has no curvature and no segments, and scores whole examples",
+                found=f"{'per_unit' if wanted.per_unit else 'tokens_of'} for {settings.name}",
+                needed="a run and nothing else: it has no segments, and scores whole examples",
                 do="leave it out, or pass method='source'",
             )
         return unrolled_table(
-            task, train, wanted.queries, cut.run, names=wanted.names, weights_RQ=wanted.weights_GQ, runtime=runtime
-        )
+            task, train, wanted.queries, cut.run, names=wanted.names, weights_RQ=wanted.weights_GQ, runtime=runtime,
+            is_exact=isinstance(settings, Unroll),
+        )  # fmt: skip
     prepared = prepare(task, train, settings, cut.demanded(wanted.demand(settings)), runtime)
     check_task(task, prepared.plan, wanted.queries.examples, objective="measurement")
     scores, notes = through_run(

@@ -41,6 +41,7 @@ __all__ = [
     "PCG",
     "Arnoldi",
     "AstraSource",
+    "DVEmb",
     "DataInf",
     "ExactSettings",
     "Form",
@@ -365,6 +366,18 @@ class Less:
 
 @dataclass(frozen=True, kw_only=True)
 @typed
+class DVEmb:
+    """Data value embeddings (Wang et al. 2024): `Unroll` with outer products of the examples' gradients in place of the Hessian."""
+
+    name: ClassVar[str] = "dvemb"
+    run: FolderName = None
+
+    def __post_init__(self):
+        check_exact(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+@typed
 class Unroll:
     """The exact derivative of a recorded run (Ilyas and Engstrom 2025): it has no curvature and no segments."""
 
@@ -376,19 +389,6 @@ class Unroll:
 
 
 ExactSettings = (
-    EKFAC
-    | KFAC
-    | GradDot
-    | PCG
-    | CG
-    | ASTRA
-    | LiSSA
-    | Nystroem
-    | Arnoldi
-    | DataInf
-    | Source
-    | AstraSource
-    | TracIn
-    | Less
-    | Unroll
-)
+    EKFAC | KFAC | GradDot | PCG | CG | ASTRA | LiSSA | Nystroem | Arnoldi | DataInf
+    | Source | AstraSource | TracIn | Less | DVEmb | Unroll
+)  # fmt: skip

@@ -19,7 +19,7 @@ from whence.errors import Unsupported
 from whence.unroll.replay import Replay, State, trainable
 from whence.unroll.update import Values
 
-__all__ = ["backward", "check_second_derivatives", "forward"]
+__all__ = ["backward", "check_second_derivatives", "forward", "pulled_update", "without_fresh_state"]
 
 Rows = dict[str, Tensor]
 Result = TypeVar("Result")
@@ -42,14 +42,7 @@ def backward(
     Returns:
         The derivative by weights and state before the step.
     """
-    update = replay.update(step)
-
-    def stepped(values: Values, rows: Rows) -> Values:
-        return update(values, rows, state.counts)
-
-    pull = vjp(stepped, state.values, dict(gradients))[1]
-    pulled: tuple[Values, Rows] = vmap(pull)(_complete(wanted, state.values))
-    before, by_gradient = pulled
+    before, by_gradient = pulled_update(replay, state, gradients, step, wanted)
 
     def run(leaves: Rows) -> None:
         for part, scale_B, outputs in _graphs(replay, leaves, step):
@@ -63,7 +56,31 @@ def backward(
             scores_RN.index_add_(1, part.places_B, by_scale_RB.double().cpu())
 
     _with_leaves(replay, state, run)
-    return _without_fresh_state(before, state)
+    return without_fresh_state(before, state)
+
+
+def pulled_update(
+    replay: Replay, state: State, gradients: Mapping[str, Tensor], step: int, wanted: Values
+) -> tuple[Values, Rows]:
+    """The optimizer's update of a step alone against the direction of time, its gradients taken as given.
+
+    Args:
+        replay: The run.
+        state: Before the step.
+        gradients: Of its loss.
+        step: Which.
+        wanted: As in `backward`.
+
+    Returns:
+        The derivative by weights and state before the step, and by its gradients.
+    """
+    update = replay.update(step)
+
+    def stepped(values: Values, rows: Rows) -> Values:
+        return update(values, rows, state.counts)
+
+    pull = vjp(stepped, state.values, dict(gradients))[1]
+    return vmap(pull)(_complete(wanted, state.values))
 
 
 def forward(
@@ -84,7 +101,7 @@ def forward(
         The derivative of weights and state after the step.
     """
     update = replay.update(step)
-    tangents = _without_fresh_state(_complete(tangents, state.values), state)
+    tangents = without_fresh_state(_complete(tangents, state.values), state)
     count = len(next(iter(tangents["weights"].values())))
     change = {name: value.new_zeros(count, *value.shape) for name, value in gradients.items()}
 
@@ -195,8 +212,8 @@ def _complete(rows: Values, values: Values) -> Values:
     }
 
 
-def _without_fresh_state(rows: Values, state: State) -> Values:
-    """Nothing depends on a state that starts from zero here."""
+def without_fresh_state(rows: Values, state: State) -> Values:
+    """Derivatives by weights and state before a step, 0 of a state that starts from zero there: nothing depends on it."""
     return {
         kind: {
             name: torch.zeros_like(row) if kind != "weights" and not state.counts.get(name, 0) else row

@@ -62,16 +62,19 @@ class Replay:
         train: Every example that the run met.
         run: The run.
         max_positions: Positions computed on at once; a longer step is done in parts.
+        max_examples: The same of examples; None for any number.
 
     Raises:
         BadInput: If the task leaves out parameters that the run has changed.
         Unsupported: If the optimizer is not known, or the arithmetic is narrower than float32.
     """
 
-    def __init__(self, task: AbstractTask, train: Dataset, run: Run, *, max_positions: int):
-        self.task, self.train, self.run, self.max_positions = task, train, run, max_positions
+    def __init__(self, task: AbstractTask, train: Dataset, run: Run, *, max_positions: int, max_examples: int | None = None):
+        self.task, self.train, self.run = task, train, run
+        self.max_positions, self.max_examples = max_positions, max_examples
         self.limit: float | None = None
         self.fresh: set[int] = set()
+        self.growth = 0.0
         row_of = {name: row for row, name in enumerate(train.ids)}
         self._rows = [row_of[name] for name in run.ids]
         used = {name for entry in run.record["settings"] for group in entry["groups"] for name in group["parameters"]}
@@ -164,12 +167,23 @@ class Replay:
         Yields:
             Some examples at a time.
         """
-        members, factors = self.run.log.members[step], self.run.log.weights[step]
-        rows = [self._rows[member] for member in members]
-        for some in _cut([self.train.examples[row].length for row in rows], self.max_positions):
-            losses_B = self._losses([self.train.examples[rows[index]] for index in some])
-            weights_B = torch.tensor([factors[index] for index in some], dtype=losses_B.dtype, device=losses_B.device)
-            yield Part(torch.tensor([rows[index] for index in some]), weights_B, losses_B)
+        for indices, weights in self.pieces(step):
+            losses_B = self._losses([self.train.examples[index] for index in indices])
+            yield Part(torch.tensor(indices), torch.tensor(weights, dtype=losses_B.dtype, device=losses_B.device), losses_B)
+
+    def pieces(self, step: int) -> Iterator[tuple[list[int], list[float]]]:
+        """The examples of a step, as many as are computed on at once.
+
+        Args:
+            step: Which.
+
+        Yields:
+            Their places in the training data, and what each loss is multiplied with in the loss that the step lowers.
+        """
+        factors = self.run.log.weights[step]
+        rows = [self._rows[member] for member in self.run.log.members[step]]
+        for some in _cut([self.train.examples[row].length for row in rows], self.max_positions, self.max_examples):
+            yield [rows[index] for index in some], [factors[index] for index in some]
 
     def gradients(self, state: State, step: int, scale_N: Tensor | None = None) -> dict[str, Tensor]:
         """Gradient of the loss that a step lowers.
@@ -262,7 +276,7 @@ def trainable(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, 
     return {name: value.detach().requires_grad_(name in chosen) for name, value in weights.items()}
 
 
-def _cut(lengths: Sequence[int], max_positions: int) -> Iterator[list[int]]:
+def _cut(lengths: Sequence[int], max_positions: int, max_examples: int | None) -> Iterator[list[int]]:
     """Neighbours together, as many as fit when padded to the longest, always at least one.
 
     Yields:
@@ -271,7 +285,7 @@ def _cut(lengths: Sequence[int], max_positions: int) -> Iterator[list[int]]:
     some: list[int] = []
     for index, length in enumerate(lengths):
         longest = max([length, *(lengths[other] for other in some)])
-        if some and longest * (len(some) + 1) > max_positions:
+        if some and (longest * (len(some) + 1) > max_positions or len(some) == max_examples):
             yield some
             some = []
         some.append(index)

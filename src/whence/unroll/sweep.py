@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whence.capture import Plan
 from whence.errors import StoreMismatch
 from whence.internals import DROPOUTS
 from whence.optimizers import mix_of, weights_averaged
 from whence.progress import Meter
 from whence.unroll.derivative import backward, check_second_derivatives, forward
+from whence.unroll.outer_products import backward_by_outer_products
 from whence.unroll.replay import Replay, State
 from whence.unroll.update import Values
 
@@ -51,7 +53,7 @@ class Verified:
         return f"replayed to within {self.difference:.1g} of the recorded weights' way{clipping}"
 
 
-def verify(replay: Replay, progress: Meter) -> Verified:
+def verify(replay: Replay, progress: Meter, *, is_twice: bool = True) -> Verified:
     """Make the run again between every two checkpoints and compare.
 
     Sees on the way where a stage began with a new optimizer, and what norm gradients were clipped to; the replay knows both afterwards.
@@ -59,6 +61,7 @@ def verify(replay: Replay, progress: Meter) -> Verified:
     Args:
         replay: The run.
         progress: Advanced once per step.
+        is_twice: Whether the loss has to have second derivatives.
 
     Returns:
         How near it comes.
@@ -67,7 +70,8 @@ def verify(replay: Replay, progress: Meter) -> Verified:
         StoreMismatch: If it is not the run.
     """
     _check_buffers(replay)
-    check_second_derivatives(replay)
+    if is_twice:
+        check_second_derivatives(replay)
     limits: list[float] = []
     worst = 0.0
     stages = {stage["start"] for stage in replay.run.record["stages"]}
@@ -116,7 +120,9 @@ def interval_difference(replay: Replay, start: int, stop: int, progress: Meter |
     return apart
 
 
-def metagradients(replay: Replay, wanted: Mapping[str, Tensor], *, length: int, at_once: int, progress: Meter) -> Tensor:
+def metagradients(
+    replay: Replay, wanted: Mapping[str, Tensor], *, length: int, at_once: int, progress: Meter, plan: Plan | None = None
+) -> Tensor:
     """The derivative of numbers at the end of a run by the weight of every training example's loss (arXiv 2504.16430).
 
     Args:
@@ -125,16 +131,22 @@ def metagradients(replay: Replay, wanted: Mapping[str, Tensor], *, length: int, 
         length: Steps whose states are held at once, see `Replay.backwards`.
         at_once: Vectors taken through a graph together.
         progress: Advanced once per step.
+        plan: Units of the model, for outer products of the examples' gradients in place of the Hessian (arXiv 2412.09538).
 
     Returns:
-        Shape (R, N), float64, on the CPU; 0 for examples that the run never met.
+        Shape (R, N), float64, on the CPU; 0 for examples that the run never met. With a plan the replay knows afterwards how many times
+        their first length the numbers carried back came to.
     """
     rows = len(next(iter(wanted.values())))
     scores_RN = torch.zeros(rows, len(replay.train), dtype=torch.float64)
     carried = _at_end(replay, wanted)
     for start, stop in reversed(replay.intervals):
         for step, state, gradients in replay.backwards(start, stop, length):
-            carried = backward(replay, state, gradients, step, carried, scores_RN, at_once)
+            if plan is None:
+                carried = backward(replay, state, gradients, step, carried, scores_RN, at_once)
+            else:
+                carried = backward_by_outer_products(replay, plan, state, gradients, step, carried, scores_RN)
+                replay.growth = max(replay.growth, _length(carried["weights"]) / max(_length(wanted), 1e-300))
             progress.advance()
     return scores_RN
 
@@ -164,6 +176,10 @@ def tangents(replay: Replay, groups_N: Tensor, count: int, *, at_once: int, prog
             state = replay.advance(state, gradients, step)
             progress.advance()
     return _used(replay, carried)
+
+
+def _length(rows: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(row.square().sum()) for row in rows.values()))
 
 
 def _at_end(replay: Replay, wanted: Mapping[str, Tensor]) -> Values:

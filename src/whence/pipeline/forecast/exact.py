@@ -17,7 +17,17 @@ from whence.pipeline.forecast.timing import QUICK, WORTH, Timing, positions_of, 
 from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
-from whence.settings import ExactSettings, Runtime, TracIn, Unroll, checked_settings, factors_folder, fit_of, records_only
+from whence.settings import (
+    DVEmb,
+    ExactSettings,
+    Runtime,
+    TracIn,
+    Unroll,
+    checked_settings,
+    factors_folder,
+    fit_of,
+    records_only,
+)
 from whence.tasks import AbstractTask
 from whence.unroll import open_run
 
@@ -88,11 +98,12 @@ def forecast_exact(
     Raises:
         BadInput: If the method differentiates the steps of a recorded run, which say what it takes.
     """
-    if method == "unroll" or isinstance(method, Unroll):
+    if method in ("dvemb", "unroll") or isinstance(method, DVEmb | Unroll):
+        name = method if isinstance(method, str) else method.name
         raise BadInput(
-            found="a forecast of unroll, which depends on the recorded run",
+            found=f"a forecast of {name}, which depends on the recorded run",
             needed="a method that goes back through no steps",
-            do="start it: unroll says what it takes before anything long, and stops if that does not fit",
+            do=f"start it: {name} says what it takes before anything long, and stops if that does not fit",
         )
     return _forecast(task, as_dataset(task, train), queries, checked_settings(method), runtime, Timing())
 

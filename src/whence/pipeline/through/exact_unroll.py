@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from whence.capture import with_weights
+from whence.capture import check_task, plan_units, with_weights
 from whence.data import Dataset, Example, skipped_note
 from whence.errors import BadInput, NonFinite, UnknownOption
 from whence.pipeline.exact.measure import room_bytes
@@ -43,6 +43,8 @@ Mode = Literal["auto", "reverse", "forward"]
 
 # Of the examples, taken out to see whether the run is smooth, half and then whole.
 _SHARE, _H = 0.1, 0.5
+# A query's gradient carried back through stable steps becomes shorter; momentum alone may lengthen it by a little.
+_GROWTH = 10.0
 
 
 def unrolled_table(
@@ -54,6 +56,7 @@ def unrolled_table(
     names: Sequence[str],
     weights_RQ: Tensor | None,
     runtime: Runtime,
+    is_exact: bool,
 ) -> ScoreTable:
     """The derivative of every query's measurement by the weight of every training example in a recorded run (arXiv 2504.16430).
 
@@ -65,25 +68,40 @@ def unrolled_table(
         names: Of the rows.
         weights_RQ: Weights of the sums of queries to score instead of the queries.
         runtime: How the job runs; of several connected processes each goes back for its part of the rows.
+        is_exact: Whether with the Hessian; otherwise outer products of the steps' gradients stand in its place, which is data value
+            embedding (arXiv 2412.09538).
 
     Returns:
         The table.
     """
     started = time.monotonic()
-    ranks = runtime.ranks
+    ranks, plan = runtime.ranks, None
     mine = ranks.part(len(names))
-    replay, room, notes = _prepared(task, train, run, max(1, len(mine)), runtime)
+    if is_exact:
+        replay, room, notes = _prepared(task, train, run, max(1, len(mine)), runtime)
+    else:
+        plan = plan_units(task)
+        check_task(task, plan, train.examples)
+        replay, room, notes = _prepared_by_gradients(task, train, run, max(1, len(mine)), runtime)
     scores_RN = torch.zeros(len(names), len(train), dtype=torch.float64)
     with replay.prepared_model():
         for start in range(mine.start, mine.stop, room.rows):
             rows = slice(start, min(start + room.rows, mine.stop))
             wanted = _wanted(replay, queries, weights_RQ, rows)
             with meter(f"unroll {rows.stop - mine.start:,} of {len(mine):,}", run.steps, quiet=runtime.is_quiet) as progress:
-                scores_RN[rows] = metagradients(replay, wanted, length=room.length, at_once=room.at_once, progress=progress)
+                scores_RN[rows] = metagradients(
+                    replay, wanted, length=room.length, at_once=room.at_once, progress=progress, plan=plan
+                )
     scores_RN = ranks.added_up({"scores": scores_RN})["scores"]  # a row is one rank's, and zero elsewhere
+    growth = max(ranks.gathered(replay.growth))
+    if growth > _GROWTH:
+        notes.append(
+            f"what is carried back grew to {growth:.2g} times its length: some step's outer products are too large for its learning rate, "
+            "and what earlier steps are scored is no prediction; choose method='source' or 'unroll'"
+        )
     _check_finite(scores_RN, names)
     return ScoreTable(
-        scores_RN, tuple(names), train.ids, task.unit, f"unroll, {run.steps:,} steps",
+        scores_RN, tuple(names), train.ids, task.unit, f"{'unroll' if is_exact else 'dvemb'}, {run.steps:,} steps",
         (*notes, *task.query_notes(), *skipped_note("queries", queries.skipped)),
         seconds=time.monotonic() - started,
     )  # fmt: skip
@@ -211,9 +229,23 @@ def _prepared(
     notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *_padding_notes(task), *data_notes]
     if not runtime.is_quiet:
         say("\n".join(notes))
-    notes.extend(skipped_note("training records", train.skipped))
-    notes.extend(run.notes_of_data(unseen))
-    return replay, room, notes
+    return replay, room, [*notes, *skipped_note("training records", train.skipped), *run.notes_of_data(unseen)]
+
+
+def _prepared_by_gradients(
+    task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
+) -> tuple[Replay, Room, list[str]]:
+    """The same where outer products of gradients stand in the Hessian's place."""
+    replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime, is_twice=False)
+    notes = [
+        f"data value embeddings over {run.steps:,} steps, {verified}",
+        "each step's Hessian is taken to be the outer products of its examples' gradients, which it is on average where the model predicts "
+        "as the labels are; the optimizer's own steps are differentiated as they were",
+        *data_notes,
+    ]
+    if not runtime.is_quiet:
+        say("\n".join(notes))
+    return replay, room, [*notes, *skipped_note("training records", train.skipped), *run.notes_of_data(unseen)]
 
 
 def _padding_notes(task: AbstractTask) -> list[str]:
@@ -236,7 +268,7 @@ def _padding_notes(task: AbstractTask) -> list[str]:
 
 
 def _verified(
-    task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
+    task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime, is_twice: bool = True
 ) -> tuple[Replay, tuple[list[str], list[str]], tuple[Room, Verified]]:
     """A replay that is the run; how the sweep is cut, and how near the replay comes."""
     unseen = run.check(task.model, train)
@@ -251,13 +283,14 @@ def _verified(
             rows,
             room_bytes=room_bytes(task, runtime.memory_gib) // neighbours,
             max_positions=runtime.positions(example.length for example in train.examples),
+            is_twice=is_twice,
         )
         room.refuse()
         if not runtime.is_quiet:
             say(str(room))
-        replay.max_positions = room.max_positions
+        replay.max_positions, replay.max_examples = room.max_positions, room.max_examples
         with meter("replay", run.steps, quiet=runtime.is_quiet) as progress:
-            verified = verify(replay, progress)
+            verified = verify(replay, progress, is_twice=is_twice)
     return replay, (unseen, notes), (room, verified)
 
 
