@@ -2,11 +2,12 @@
 
     for s in digits-early digits-mlp; do python benchmarks/other_format.py whence-bench/$s; done
 
-Digits are shifted by a pixel, texts are wrapped as JSON. LDS with 95 % intervals over queries and subsets, of both in the same draws; and how
-alike the scores of both are, query by query.
+Digits are dimmed by a quarter, texts are wrapped as JSON. LDS with 95 % intervals over queries and subsets, of both in the same draws; and
+how alike the scores of both are, query by query.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from whence.bench import ENTRIES, load_setting, prepare, run_setting
@@ -18,7 +19,12 @@ def main():
     parser.add_argument("folder", type=Path, help="of a setting of the bench")
     folder = parser.parse_args().folder
     setting = load_setting(folder) if (folder / "setting.json").exists() else prepare(folder.name, folder.parent)
-    bench = run_setting(setting, entries=[entry for entry in ENTRIES if entry.has_format], removal=(), quiet=True)
+    bench = run_setting(
+        setting,
+        entries=[replace(entry, has_damping=False, is_ensembled=False) for entry in ENTRIES if entry.has_format],
+        removal=(),
+        quiet=True,
+    )
     rows = {row.method: row.lds for row in bench.evaluation.rows}
     name, other = setting.other_format
     losses = [float(loss_scores(setting.task, data, data, quiet=True).scores[0].mean()) for data in (setting.queries, other)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.bench.data import diabetes, digits, labelled_texts, shifted_right
+from whence.bench.data import diabetes, digits, dimmed, labelled_texts
 from whence.bench.denoiser import DenoiserLosses, DenoiserRetrain, DenoiserSettings, denoising, new_denoiser
 from whence.bench.language import TEXT, TEXT_LONG, Language, from_scratch, tuned
 from whence.bench.small import READER_LENGTH, READER_WORDS, SmallLosses, SmallRetrain, SmallSettings, new_network
@@ -189,7 +189,7 @@ def _small(
 
     plain = task_of(new_network(settings.network, 0), settings.recipe(len(train[1])))
     is_of_images = settings.network in ("mlp", "cnn")
-    shifted = plain.prepare(records((shifted_right(queries[0]), queries[1]), "query-")) if is_of_images else None
+    dark = plain.prepare(records((dimmed(queries[0]), queries[1]), "query-")) if is_of_images else None
     return Setting(
         name,
         plain.prepare(records(train, "train-")),
@@ -203,7 +203,7 @@ def _small(
         seeds,
         folder,
         flipped_N=flipped_N,
-        other_format=None if shifted is None else ("shifted by a pixel", shifted),
+        other_format=None if dark is None else ("dimmed by a quarter", dark),
     )
 
 
