@@ -49,7 +49,7 @@ def make(width, vocabulary, documents, queries=20, layers=2, track=None):
         bos_token_id=None, eos_token_id=None, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0, tie_word_embeddings=False,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1 if width <= 1024 else 25 / width)  # wider ones diverge
     for start in range(0, min(documents, 64), 8):
         batch = torch.tensor(texts[start : start + 8])
         model(input_ids=batch, labels=batch).loss.backward()

@@ -10,7 +10,7 @@ import whence
 from tests.reference.spanned import spanned_scores
 from tests.settings import QUIET
 from whence.capture import plan_units
-from whence.curvature import few_rows, resolved
+from whence.curvature import class_count, few_rows, resolved
 from whence.curvature.sides import directions_of
 from whence.data import Dataset
 from whence.pipeline.forecast.exact import forecast_exact
@@ -20,15 +20,15 @@ from whence.settings import EKFAC, FitConfig
 CPU = torch.device("cpu")
 
 
-def setting(texts, track=None):
-    """Two layers of width 16 in float64, with sides of up to 65; texts of six tokens, and three queries."""
+def setting(texts, track=None, vocabulary=23):
+    """Two layers of width 16 in float64, with sides of up to 65, and classes; texts of six tokens, and three queries."""
     torch.manual_seed(0)
     config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, vocab_size=23, n_positions=6, tie_word_embeddings=False,
+        n_layer=2, n_embd=16, n_head=2, vocab_size=vocabulary, n_positions=6, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0,
     )  # fmt: skip
     task = whence.CausalLM(GPT2LMHeadModel(config).double().eval(), tokenizer=None, track=track)
-    examples = task.prepare([{"input_ids": torch.randint(23, (6,)).tolist()} for _ in range(texts + 3)]).examples
+    examples = task.prepare([{"input_ids": torch.randint(vocabulary, (6,)).tolist()} for _ in range(texts + 3)]).examples
     return task, Dataset(examples[:texts]), Dataset(examples[texts:])
 
 
@@ -62,6 +62,16 @@ def test_the_default_spans_few_rows(short_sides, labels, track):
     table = scored(task, train, queries, labels=labels)
     close(table.scores, spanned_scores(task, plan_units(task), train.examples, queries.examples, labels=labels))
     assert any("directions with 100.0% of the trace" in note for note in table.notes)
+
+
+def test_the_default_spans_the_classes_of_few_rows(short_sides):
+    """Likely classes would be a part of what a sketch with a column for every row holds all of."""
+    task, train, queries = setting(2, ["lm_head*"], vocabulary=90)
+    table = scored(task, train, queries, labels="dataset")
+    close(table.scores, spanned_scores(task, plan_units(task), train.examples, queries.examples, labels="dataset"))
+    assert any("of 90 directions with 100.0% of the trace" in note for note in table.notes)
+    whole, cut, plan = FitConfig(largest_side=50, directions=12), FitConfig(largest_side=50, directions=11), plan_units(task)
+    assert class_count(task, plan, train.examples, whole) == 0 and class_count(task, plan, train.examples, cut) == 90
 
 
 @pytest.mark.parametrize("labels", ["dataset", "sampled"])

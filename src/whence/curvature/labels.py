@@ -160,9 +160,13 @@ def check_outputs(task: AbstractTask, examples: Sequence[Example]) -> None:
 
 
 def class_count(task: AbstractTask, plan: Plan, examples: Sequence[Example], config: FitConfig) -> int:
-    """How many classes a task's outputs tell apart, if that is the length of a side too long for all of its eigenvectors; else 0."""
+    """How many classes a task's outputs tell apart, if that is the length of a side too long for all of its eigenvectors; else 0.
+
+    Of no more rows than a side has directions a sketch holds all, which the likely classes do not: then 0, too.
+    """
     cut = {unit.outputs for unit in plan.units if directions_of(unit.outputs, config) not in (0, unit.outputs)}
-    if not cut:
+    rows = (config.samples or 1) * sum(example.length for example in examples)
+    if not cut or rows <= (config.directions or 0):
         return 0
     try:
         outputs = _outputs_alone(task, [min(examples, key=lambda example: example.length)])[0]

@@ -68,8 +68,8 @@ class FitConfig:
             its bases.
         largest_side: A longer side of a unit, a joined bias not counted, gets the leading eigenvectors of its second moment only, found from
             a sketch, and an isotropic rest. None chooses by memory and time.
-        directions: Eigenvectors of a longer side; 0 keeps its axes. None takes 1,024; or, where the data has fewer positions than a quarter
-            of a side above 4,096 and neither is said, as many as there are positions, which leave nothing of the second moment to the rest.
+        directions: Eigenvectors of a longer side; 0 keeps its axes. None takes 1,024; or, where the data has fewer positions than half of
+            a side above 2,049 and neither is said, as many as there are positions, which leave nothing of the second moment to the rest.
 
     Raises:
         UnknownOption: If labels or sharing are none of the choices.
