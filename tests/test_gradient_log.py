@@ -207,6 +207,8 @@ def test_what_cannot_be_logged_is_told(tmp_path):
         log.batch(["x"]),
     ):
         pass
+    with pytest.raises(BadInput, match="found '5' as the ids of a batch; needed several"), log.batch(5):
+        pass
     with (
         pytest.raises(BadInput, match="found a batch of 1 examples with divided_by=-1; needed ids such as '0'"),
         log.batch([0], divided_by=-1),

@@ -234,6 +234,9 @@ def test_forgotten_lines_are_told(tmp_path):
     with whence.Recorder(tmp_path / "a", model, optimizer, every=4) as run:
         with pytest.raises(BadInput, match="found step 1 of the optimizer without the ids of its batch; needed to know which"):
             step(model, optimizer, inputs, labels, [0])
+        for single in (5, "5", torch.tensor(5)):
+            with pytest.raises(BadInput, match="found '5' as the ids of a batch; needed several"):
+                run.batch(single)
         with pytest.raises(BadInput, match="found a batch of 0 examples with divided_by=None; needed at least one id"):
             run.batch([])
         with pytest.raises(

@@ -114,6 +114,9 @@ def test_weights_and_lengths_and_when_the_validation_gradient_is_taken():
     new = TrainingSelection(task, rows[:16], rows[16:], config=SelectInTraining(plain=True)).choose([3]).scores_B
     torch.testing.assert_close(fresh, new)
     assert float(stale) != pytest.approx(float(new))
+    for single in (5, "5", torch.tensor(5)):
+        with pytest.raises(BadInput, match="found '5' as the ids of a batch; needed several"):
+            soft.choose(single)
     with pytest.raises(BadInput, match="'99', not in the training data"):
         soft.choose([99])
     with pytest.raises(BadInput, match="found a selection without the training's optimizer"):

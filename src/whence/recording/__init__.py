@@ -1,6 +1,7 @@
 """Watching a training run: the optimizer's steps, batches and weights, as they are."""
 
 from whence.recording.contents import Content, contents_of
+from whence.recording.ids import names_of
 from whence.recording.lightning import record_lightning
 from whence.recording.lightning_batches import PlannedBatches, callback_class
 from whence.recording.online import OnlineCurvature
@@ -23,6 +24,7 @@ __all__ = [
     "Recorder",
     "TrainerBatch",
     "callback_class",
+    "names_of",
     "check_device",
     "check_known",
     "check_one_model",

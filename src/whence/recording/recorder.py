@@ -18,6 +18,7 @@ from whence.errors import BadInput, Unsupported
 from whence.optimizers import Watch
 from whence.recording.folder import VERSION, RunFolder
 from whence.recording.frozen import Frozen, check_optimizers
+from whence.recording.ids import names_of
 from whence.recording.online import OnlineCurvature
 from whence.recording.ranks import ranks_of
 from whence.recording.scaler import check_scaler, overflowed, watched_scaler
@@ -157,7 +158,7 @@ class Recorder:
         """
         self._check_open()
         self._check_restored()
-        names = [*map(str, ids.tolist() if isinstance(ids, Tensor) else map(_plain, ids))]
+        names = names_of(ids)
         if not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
                 found=f"a batch of {len(names)} examples with divided_by={divided_by}",
@@ -391,7 +392,3 @@ class Recorder:
 
     def _tensors(self) -> dict[str, Tensor]:
         return checkpoint_tensors(self.model, self._optimizers, without=self._frozen.parameters)
-
-
-def _plain(name: Any) -> Any:
-    return name.item() if isinstance(name, Tensor) else name

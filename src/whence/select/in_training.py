@@ -16,7 +16,7 @@ from whence.errors import BadInput, NonFinite, Unsupported
 from whence.optimizers import candidates, counted, flat_state
 from whence.pipeline.inputs import refuse_bare_model
 from whence.progress import meter
-from whence.recording import check_device, check_known, check_one_model, narrow_steps, numbered
+from whence.recording import check_device, check_known, check_one_model, names_of, narrow_steps, numbered
 from whence.score import exact_scores
 from whence.select.budget import Budget, soft_weights
 from whence.settings import SelectInTraining, records_only
@@ -114,7 +114,7 @@ class TrainingSelection:
             BadInput: If there is none, or one is not of the training data.
             NonFinite: If a score is NaN or infinite.
         """
-        names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
+        names = names_of(ids)
         unknown = [name for name in names if name not in self._row_of]
         if unknown or not names:
             raise BadInput(

@@ -29,6 +29,7 @@ from whence.pipeline.stored.logged_rows import check_rows
 from whence.pipeline.stored.same_model import PROBE_FILE, probe_tensors
 from whence.pipeline.stored.write_rows import refuse_not_held
 from whence.progress import say
+from whence.recording import names_of
 from whence.settings import BuildConfig, FitConfig, records_only
 from whence.store import Store, check_writable, open_store, rows_type, write_store
 from whence.store.files import locked, read_json, write_json, write_tensors
@@ -140,7 +141,7 @@ class GradientLog:
             BadInput: If an id is not of the training data, no gradient came, or the gradients are not those of the task's loss.
             NonFinite: If a gradient is NaN or infinite.
         """
-        names = [str(name.item() if isinstance(name, Tensor) else name) for name in ids]
+        names = names_of(ids)
         unknown = [name for name in names if name not in self._row_of]
         if unknown or not names or (divided_by is not None and not divided_by > 0):
             raise BadInput(
@@ -161,7 +162,8 @@ class GradientLog:
 
         with taps(self._plan, consume, len(names), self.task.device) as mode:
             mode.copies = True  # a training model may change its layers' outputs in place
-            mode.scale = divided_by or len(names)
+            # Rows are small and linear in the gradients, which are as large as the layers' outputs.
+            mode.scale = 1.0 if moments is None else divided_by or len(names)
             yield
         if not reached:
             raise BadInput(
@@ -169,7 +171,8 @@ class GradientLog:
                 needed="loss.backward() inside `with log.batch(ids):`",
                 do="put the forward and the backward pass into it",
             )
-        rows = [row.cpu() for row in sums.finished()]
+        scale = (divided_by or len(names)) / mode.scale
+        rows = [row.cpu() * scale for row in sums.finished()]
         numbers = [self._row_of[name] for name in names]
         if not self._is_checked:
             examples = [self._train.examples[number] for number in numbers[:2]]
