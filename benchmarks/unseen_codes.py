@@ -215,6 +215,9 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=4096)
     parser.add_argument("--bytes", type=int, nargs="+", default=[512, 2560, 8192])
     parser.add_argument("--only-finished", action="store_true")
+    parser.add_argument(
+        "--only-aligned", action="store_true", help="leave EOGP's rules out, which take eigenvectors of every unit"
+    )
     parser.add_argument("--learners", action="store_true")
     parser.add_argument("--judges", type=int, nargs=2, metavar=("BYTES", "DOCUMENTS"))
     options = parser.parse_args()
@@ -236,6 +239,8 @@ def main() -> None:
             told.tell(
                 name, _told(code, share), f"{bytes_:,}", shared, aligned(documents, made_of, mixes[made_of.count], code, share)
             )
+        if options.only_aligned:
+            continue
         scores, axes_bytes = by_unit(documents, bytes_)
         told.tell("EOGP", "signs of each unit's axes", f"{bytes_:,}", f"{(bases + axes_bytes) / 2**20:.0f}", scores)
         scores = by_hadamard(documents, bytes_)

@@ -6,7 +6,7 @@ Axes: N documents, U coordinates of a unit, M of all, K numbers along axes, R mi
 import logging
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,18 +134,26 @@ def products(rows_NU: Tensor) -> Tensor:
     return gram_NN.triu() + gram_NN.triu(1).T
 
 
-def sketched(rows: list[Tensor]) -> Tensor:
-    """Sparse sketches of all documents, shape (N, R)."""
-    sketch = SparseSketch.random(sum(unit.shape[1] for unit in rows), SLOTS, seed=0, name="res", device=torch.device("cpu"))
+def sketched(rows: list[Tensor], kept: Sequence[Tensor | None]) -> Tensor:
+    """Sparse sketches of all documents' kept coordinates, shape (N, R)."""
+    count = sum(unit.shape[1] if places is None else len(places) for unit, places in zip(rows, kept, strict=True))
+    sketch = SparseSketch.random(count, SLOTS, seed=0, name="res", device=torch.device("cpu"))
     blocks = zip(*(unit.split(64) for unit in rows), strict=True)
-    return torch.cat([sketch.times(torch.cat([unit.float() for unit in block], 1)) for block in blocks])
+    return torch.cat([
+        sketch.times(torch.cat([_of(unit, places).float() for unit, places in zip(block, kept, strict=True)], 1))
+        for block in blocks
+    ])  # fmt: skip
+
+
+def _of(unit_NU: Tensor, places: Tensor | None) -> Tensor:
+    return unit_NU if places is None else unit_NU[:, places]
 
 
 def cached(path: Path, make: Callable[[], Any]) -> Any:
     """What a file keeps; made if it is not there."""
     if not path.exists():
         torch.save(make(), path)
-    return torch.load(path)
+    return torch.load(path, mmap=True)
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ class Documents:
         self.rows, sizes = captured(folder, others)
         self.by_unit = cached(folder / f"grams-{others}.pt", lambda: [products(unit) for unit in self.rows])
         gram_NN = sum(self.by_unit[1:], self.by_unit[0].clone())
-        sketches_NR = cached(folder / f"sketches-{others}.pt", lambda: sketched(self.rows))
+        sketches_NR = cached(folder / f"sketches-{others}.pt", lambda: sketched(self.rows, [None] * len(self.rows)))
         self.whole = Coordinates(gram_NN, sketches_NR, sum(unit.shape[1] for unit in self.rows))
         ends = np.cumsum([0, *sizes]).tolist()
         self.others, self.held, self.candidates, self.queries = (slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
@@ -184,8 +192,9 @@ class Documents:
 
         def make() -> tuple[Tensor, Tensor]:
             kept = whiten(fitted(self.setting, self.more, self.folder), DAMPING, count).coordinates_kept
-            rows = [unit if places is None else unit[:, places] for unit, places in zip(self.rows, kept, strict=True)]
-            return products(torch.cat(rows, 1)), sketched(rows)
+            # A unit at a time: all of them together would be in memory twice.
+            gram_NN = sum(products(_of(unit, places)) for unit, places in zip(self.rows, kept, strict=True))
+            return gram_NN, sketched(self.rows, kept)
 
         return Coordinates(*cached(self.folder / f"coordinates-{self.others.stop}-{count}.pt", make), count)
 

@@ -6,9 +6,7 @@ from whence.curvature.code_axes import (
     LearnedCode,
     code_axes,
     most_bits,
-    solve_whitened,
     streamed_code,
-    whiten,
 )
 from whence.curvature.code_choice import Code
 from whence.curvature.code_tensors import (
@@ -34,6 +32,7 @@ from whence.curvature.ekfac import fit_ekfac, fit_values
 from whence.curvature.few_rows import few_rows
 from whence.curvature.fisher import Fisher, fit_fisher, leading_directions, load_fishers
 from whence.curvature.groups import POOLED, UnitBytes, number_bytes, unit_bytes
+from whence.curvature.halves import solve_whitened, whiten
 from whence.curvature.kfac import Fit, FitRun, fit_factors, fit_kfac, prepare_fit, solve_bases
 from whence.curvature.kronecker_fisher import KroneckerFisher, fit_kronecker_fisher, load_kronecker_fishers
 from whence.curvature.labels import class_count
