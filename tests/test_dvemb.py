@@ -134,7 +134,8 @@ def test_neither_parts_nor_memory_change_the_scores(tmp_path):
     assert "gradients of examples of 10 positions" in str(rooms[1])
 
 
-def test_what_it_cannot_do_is_told(tmp_path, capsys):
+def test_what_it_cannot_do_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # long cells wrap in a narrow terminal
     _, task, train_set, _ = train(tmp_path / "run", "sgd", epochs=1)
     queries = queries_of(task, 1)
     with pytest.raises(BadInput, match="found per_unit for dvemb; needed a run and nothing else"):
