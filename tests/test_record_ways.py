@@ -10,7 +10,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 import whence
 from tests.pages import run_blocks
@@ -195,6 +197,9 @@ def parallel_run(folder, *, steps=6, kill_at=None, wrapped=True):
             step(wrapped, optimizer, inputs, labels, mine)
 
 
+IS_SHARDING = hasattr(torch.distributed.fsdp, "fully_shard")  # from PyTorch 2.6
+
+
 def process(rank, place, results):
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -211,6 +216,13 @@ def process(rank, place, results):
             parallel_run(place / "bare", wrapped=False)
         except Unsupported as error:
             told.append(str(error))
+        if IS_SHARDING:
+            sharded = problem()[0]
+            torch.distributed.fsdp.fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+            try:
+                whence.Recorder(place / "sharded", sharded, MAKERS["momentum"](sharded.parameters()), every=2)
+            except Unsupported as error:
+                told.append(str(error))
     finally:
         results.put((rank, told))
         dist.destroy_process_group()
@@ -229,6 +241,9 @@ def test_processes_record_their_own_examples(tmp_path):
     for rank in range(2):
         assert told[rank][0] == "killed"
         assert told[rank][1].startswith("found 2 processes and a Sequential; needed a model in DistributedDataParallel")
+        assert not IS_SHARDING or told[rank][2].startswith(
+            "found a model that fully_shard split over processes; needed whole weights"
+        )
 
     model, inputs, labels = problem()
     optimizer = MAKERS["momentum"](model.parameters())

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from whence.errors import Unsupported
 from whence.internals import COMPILED
+from whence.sharded_weights import is_sharded
 
 __all__ = ["Ranks", "ranks_of", "rank_folder"]
 
@@ -43,8 +44,14 @@ def ranks_of(model: nn.Module) -> Ranks:
     """The processes that train a model together.
 
     Raises:
-        Unsupported: If there are several, and it is not `DistributedDataParallel` that joins their gradients.
+        Unsupported: If its weights are sharded, or if there are several and it is not `DistributedDataParallel` that joins their gradients.
     """
+    if is_sharded(model):
+        raise Unsupported(
+            found="a model that fully_shard split over processes",
+            needed="whole weights and optimizer states, which a recorder copies",
+            do="train it in DistributedDataParallel, or in one process without fully_shard: sharded models cannot be recorded",
+        )
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return Ranks()
     if not isinstance(model, DistributedDataParallel) and not isinstance(
