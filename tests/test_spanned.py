@@ -74,6 +74,15 @@ def test_the_default_spans_the_classes_of_few_rows(short_sides):
     assert class_count(task, plan, train.examples, whole) == 0 and class_count(task, plan, train.examples, cut) == 90
 
 
+def test_rows_of_all_labels_count_for_the_classes():
+    """With every label taken a text has as many rows as there are classes: more than a sketch of so many columns would hold."""
+    task = whence.Classification(torch.nn.Linear(4, 9))
+    train = task.prepare([(torch.randn(4), label) for label in (0, 3)])
+    plan, few = plan_units(task), {"largest_side": 6, "directions": 5}
+    for labels, classes in (("dataset", 0), ("sampled", 0), ("exact", 9)):
+        assert class_count(task, plan, train.examples, FitConfig(labels=labels, **few)) == classes
+
+
 @pytest.mark.parametrize("labels", ["dataset", "sampled"])
 def test_a_side_that_is_mostly_null_has_an_isotropic_rest(monkeypatch, labels):
     monkeypatch.setattr(import_module("whence.curvature.eigenvectors"), "SETTLED_SIDE", 8)

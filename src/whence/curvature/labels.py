@@ -165,10 +165,12 @@ def class_count(task: AbstractTask, plan: Plan, examples: Sequence[Example], con
     Of no more rows than a side has directions a sketch holds all, which the likely classes do not: then 0, too.
     """
     cut = {unit.outputs for unit in plan.units if directions_of(unit.outputs, config) not in (0, unit.outputs)}
-    rows = (config.samples or 1) * sum(example.length for example in examples)
-    if not cut or rows <= (config.directions or 0):
+    if not cut:
         return 0
     try:
+        rule = choose_labels(task, examples, config.labels, samples=config.samples, seed=config.seed)
+        if rule.passes * sum(example.length for example in examples) <= (config.directions or 0):
+            return 0
         outputs = _outputs_alone(task, [min(examples, key=lambda example: example.length)])[0]
     except Unsupported:  # a loss that does not say what it is a likelihood of
         return 0
