@@ -44,6 +44,38 @@ def save_language_model(folder, *, seed=0):
     return folder
 
 
+def record_language_run(folder, model_folder, data_file, starts, stages=()):
+    """Train a copy of the model on four texts a step, from each of some places on, and keep the run and the model that it ended with.
+
+    Args:
+        folder: Gets `run` and `trained`.
+        model_folder: The model and its tokenizer.
+        data_file: The texts.
+        starts: The place of each step's first text.
+        stages: Steps that begin a stage.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import whence
+    from whence.load import load_records
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
+    task = whence.CausalLM(model, tokenizer)
+    train = task.prepare(load_records(str(data_file)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with whence.Recorder(folder / "run", model, optimizer, every=2) as recorder:
+        for number, start in enumerate(starts):
+            if number in stages:
+                recorder.stage(f"from {start}", optimizer)
+            batch = train.examples[start : start + 4]
+            recorder.batch([example.id for example in batch])
+            task.loss(model, task.collate(batch)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(folder / "trained")
+    tokenizer.save_pretrained(folder / "trained")
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model and its tokenizer; tests that change it take a copy."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import whence
+from tests.conftest import record_language_run
 from whence.cli import main
 from whence.data import Dataset
 from whence.evaluate import load_table
@@ -20,25 +21,8 @@ from whence.pipeline import score_along
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, model_folder, data_file):
     """A run of two stages with a language model, and the model as it was saved at its end."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = tmp_path_factory.mktemp("along")
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    task = whence.CausalLM(model, tokenizer)
-    train = task.prepare(load_records(str(data_file)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with whence.Recorder(folder / "run", model, optimizer, every=2) as recorder:
-        for number, start in enumerate((0, 4, 0, 4, 6, 6)):
-            if number in (0, 4):
-                recorder.stage(f"from {start}", optimizer)
-            batch = train.examples[start : start + 4]
-            recorder.batch([example.id for example in batch])
-            task.loss(model, task.collate(batch)).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.save_pretrained(folder / "trained")
-    tokenizer.save_pretrained(folder / "trained")
+    record_language_run(folder, model_folder, data_file, (0, 4, 0, 4, 6, 6), stages=(0, 4))
     return folder
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import record_language_run
 from whence.cli import main
 from whence.evaluate import load_table, open_bank, origin_of_table, save_table
 
@@ -118,25 +119,7 @@ def test_a_table_is_not_written_over_by_another(run, tmp_path, model_folder, oth
 
 def test_attribute_through_a_recorded_run(tmp_path, model_folder, data_file, capsys):
     """Train a copy of the model under a recorder, save it, and go back through the run from the command line."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    import whence
-    from whence.load import load_records
-
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    task = whence.CausalLM(model, AutoTokenizer.from_pretrained(model_folder))
-    train = task.prepare(load_records(str(data_file)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with whence.Recorder(tmp_path / "run", model, optimizer, every=2) as recorder:
-        for start in (0, 4, 8, 0):
-            batch = train.examples[start : start + 4]
-            recorder.batch([example.id for example in batch])
-            task.loss(model, task.collate(batch)).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.save_pretrained(tmp_path / "trained")
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "trained")
+    record_language_run(tmp_path, model_folder, data_file, (0, 4, 8, 0))
     arguments = ["attribute", tmp_path / "trained", data_file, data_file, "-o", tmp_path / "t", "--method", "source"]
     assert main([str(argument) for argument in arguments]) == 2
     assert "found method='source' without a run" in capsys.readouterr().err
