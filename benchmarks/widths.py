@@ -86,14 +86,13 @@ def agreement(arguments):
 
     def scores(**options):
         start = time.process_time()
-        table = whence.attribute(
-            task, train, queries, method=exact_settings("ekfac", options), runtime=Runtime(quiet=True, batch_positions=1024)
-        )
-        return table.scores, time.process_time() - start, next((note for note in table.notes if "sampled label" in note), "")
+        method = exact_settings("ekfac", {"labels": arguments.labels, **options})
+        table = whence.attribute(task, train, queries, method=method, runtime=Runtime(quiet=True, batch_positions=1024))
+        return table.scores, time.process_time() - start, next((note for note in table.notes if "label" in note), "")
 
     if arguments.truth == "span":
         start = time.process_time()
-        wanted = spanned_scores(task, plan_units(task), train.examples, queries.examples)
+        wanted = spanned_scores(task, plan_units(task), train.examples, queries.examples, labels=arguments.labels)
         seconds = time.process_time() - start
     else:
         wanted, seconds, _ = scores(largest_side=10**6)
@@ -243,6 +242,7 @@ def main():
     parser.add_argument(
         "--no-whole", action="store_true", help="leave all eigenvectors in float32 out, where another is the truth"
     )
+    parser.add_argument("--labels", default="auto", help="as in FitConfig, of the parts agreement and vocabulary")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, help="of the parts agreement and vocabulary")
     parser.add_argument("--track", nargs="*", help="parameters that are attributed, by patterns")
