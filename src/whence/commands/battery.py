@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from whence.commands.early import check_number
-from whence.commands.scorers import scorer_named
+from whence.commands.scorers import scorer_of_method
 from whence.commands.work_options import Work, WorkOptions, refuse_given
 from whence.errors import BadInput
 from whence.terminal import tell, tell_json
@@ -199,7 +199,7 @@ class _MadeTables:
         has_texts = bool(self.train) and isinstance(self.train[0], Mapping) and "text" in self.train[0]
         names = (*(settings.method or ("grad-dot-exact", "ekfac")), *_CONTROLS[: 4 if has_texts else 3])
         self.other = self._in_other_format()
-        self.scored = {name: scorer_named(name, options.work.runtime()) for name in names}
+        self.scored = {name: scorer_of_method(name, options.work.runtime()) for name in names}
 
     def _in_other_format(self) -> list[Any] | None:
         """The queries in another format, under the same ids; None if that is not asked."""

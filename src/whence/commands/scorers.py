@@ -6,10 +6,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-__all__ = ["scorer_named"]
+__all__ = ["scorer_of_method"]
 
 
-def scorer_named(name: str, runtime: Any) -> Callable[..., Any]:
+def scorer_of_method(name: str, runtime: Any) -> Callable[..., Any]:
     """A method by name, as a function of task, train and queries.
 
     Args:

@@ -97,12 +97,13 @@ def score(
         from whence.store import open_store
 
         check_run(store, options.run)
-        if is_along_folder(store) and ensemble is not None:
+        is_along = is_along_folder(store)
+        if is_along and ensemble is not None:
             raise BadInput(found=f"--ensemble for {store}", needed=SINGLE, do="leave it out")
         ranks = Ranks.launched()
         _refuse_several(ranks, ensemble is not None, "--ensemble", "since tables are added up in one folder")
         records = load_records(queries)
-        source = open_along(store, ranks=ranks) if is_along_folder(store) else open_store(store, ranks=ranks)
+        source = open_along(store, ranks=ranks) if is_along else open_store(store, ranks=ranks)
         stores = source.stores if isinstance(source, AlongStores) else (source,)
         check_question(stores[0], damping)
         with workers_of(scanned.workers, scanned.ray) as pool, connected_for(placement, ranks):

@@ -119,7 +119,7 @@ class _Narrowed:
 def _narrow(
     outputs: Basis | None, inputs: Basis | None, weights_OI: Tensor, kept_U: Tensor | None
 ) -> tuple[Basis | None, Basis | None, Tensor, Tensor | None]:
-    """Both bases, the weights of what is kept, and its places."""
+    """Bases (O, O') and (I, I'), the weights of what is kept, (U,), and its places among O' x I', (U,); None for all."""
     if kept_U is None:
         return outputs, inputs, weights_OI.flatten(), None
     rows_U, columns_U = kept_U // weights_OI.shape[1], kept_U % weights_OI.shape[1]
@@ -236,12 +236,13 @@ class Axes:
             return rows_BM @ self.codes[chosen].to(rows_BM)
         if room_MD.dtype != torch.int8:
             return rows_BM @ self._written(chosen, room_MD).to(rows_BM)
-        integers_MD = to_integers(self.codes[chosen], self.bits, room_MD[: chosen.stop - chosen.start])
-        return integer_product(rows_BM * self.scales_M[chosen], integers_MD)[:, : self.width_K]
+        return integer_product(rows_BM * self.scales_M[chosen], self._integers(chosen, room_MD))[:, : self.width_K]
 
     def _written(self, chosen: slice, room_MD: Tensor) -> Tensor:
-        integers_MD = to_integers(self.codes[chosen], self.bits, room_MD[: chosen.stop - chosen.start])
-        return integers_MD[:, : self.width_K].mul_(self.scales_M[chosen, None])
+        return self._integers(chosen, room_MD)[:, : self.width_K].mul_(self.scales_M[chosen, None])
+
+    def _integers(self, chosen: slice, room_MD: Tensor) -> Tensor:
+        return to_integers(self.codes[chosen], self.bits, room_MD[: chosen.stop - chosen.start])
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ def _upper(record: Mapping[str, str]) -> dict[str, str]:
 
 def _json(record: Mapping[str, str]) -> dict[str, str]:
     """As the value of a field; of a completion's the end is not asked about."""
+    before, after = {"text": '{"text": "', "prompt": '{"text": "'}, {"text": '"}'}
     escaped = {name: json.dumps(text, ensure_ascii=False)[1:-1] for name, text in record.items()}
-    opening, closing = '{"text": "', '"}'
-    return {name: (opening if name != "completion" else "") + text for name, text in escaped.items() if name != "text"} | {
-        name: opening + text + closing for name, text in escaped.items() if name == "text"
-    }
+    return {name: before.get(name, "") + text + after.get(name, "") for name, text in escaped.items()}
 
 
 def _marks(record: Mapping[str, str]) -> dict[str, str]:

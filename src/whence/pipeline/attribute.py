@@ -21,7 +21,7 @@ from whence.pipeline.through.through_run import through_run
 from whence.plans import attribute_stages
 from whence.progress import Stages, staged
 from whence.records import ScoreTable
-from whence.settings import DVEmb, ExactSettings, Runtime, Unroll, checked_settings, final_settings, records_only
+from whence.settings import ExactSettings, ReplaySettings, Runtime, Unroll, checked_settings, final_settings, records_only
 from whence.sharded_weights import refuse_sharded
 from whence.tasks import AbstractTask
 
@@ -152,7 +152,7 @@ def _through(task: AbstractTask, train: Dataset, wanted: TableRequest, cut: CutR
         BadInput: If parts are asked for that the method does not have.
     """
     started, settings = time.monotonic(), cut.settings
-    if isinstance(settings, DVEmb | Unroll):
+    if isinstance(settings, ReplaySettings):
         if wanted.per_unit or wanted.tokens:
             raise BadInput(
                 found=f"{'per_unit' if wanted.per_unit else 'tokens_of'} for {settings.name}",

@@ -51,6 +51,7 @@ __all__ = [
     "Matrix",
     "Normalize",
     "Nystroem",
+    "ReplaySettings",
     "Source",
     "TracIn",
     "Unroll",
@@ -388,7 +389,10 @@ class Unroll:
         check_exact(self)
 
 
+ReplaySettings = DVEmb | Unroll
+"""Of methods that make the recorded run again, step by step."""
+
 ExactSettings = (
     EKFAC | KFAC | GradDot | PCG | CG | ASTRA | LiSSA | Nystroem | Arnoldi | DataInf
-    | Source | AstraSource | TracIn | Less | DVEmb | Unroll
+    | Source | AstraSource | TracIn | Less | ReplaySettings
 )  # fmt: skip

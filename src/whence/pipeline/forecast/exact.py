@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from whence.capture import Coverage, forecast, plan_units
 from whence.curvature import basis_notes, basis_plan, finished_stages
@@ -18,11 +18,10 @@ from whence.pipeline.inputs import as_dataset
 from whence.pipeline.through.along import AlongSettings, points_of
 from whence.pipeline.through.cut import cut_for
 from whence.settings import (
-    DVEmb,
     ExactSettings,
+    ReplaySettings,
     Runtime,
     TracIn,
-    Unroll,
     checked_settings,
     factors_folder,
     fit_of,
@@ -98,8 +97,8 @@ def forecast_exact(
     Raises:
         BadInput: If the method differentiates the steps of a recorded run, which say what it takes.
     """
-    if method in ("dvemb", "unroll") or isinstance(method, DVEmb | Unroll):
-        name = method if isinstance(method, str) else method.name
+    name = method if isinstance(method, str) else method.name
+    if name in (settings.name for settings in get_args(ReplaySettings)):
         raise BadInput(
             found=f"a forecast of {name}, which depends on the recorded run",
             needed="a method that goes back through no steps",

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from whence.errors import BadInput, Unsupported
 from whence.pipeline.exact.footprint import Demand
-from whence.settings import AstraSource, DVEmb, ExactSettings, Less, Source, TracIn, Unroll
+from whence.settings import AstraSource, ExactSettings, Less, ReplaySettings, Source, TracIn
 from whence.unroll import Run, Segment, open_run
 
 __all__ = ["CutRun", "cut_for"]
 
-RunSettings = Source | AstraSource | TracIn | Less | DVEmb | Unroll
+RunSettings = Source | AstraSource | TracIn | Less | ReplaySettings
 _CUT = Source | AstraSource
 
 
@@ -78,7 +78,7 @@ def cut_for(settings: ExactSettings) -> CutRun | None:
         return None
     assert settings.run is not None
     opened = open_run(settings.run)
-    if isinstance(settings, DVEmb | Unroll):
+    if isinstance(settings, ReplaySettings):
         return CutRun(settings, opened, ())
     segments = opened.segments(settings.segments if isinstance(settings, _CUT) else len(opened.checkpoints))
     if isinstance(settings, _CUT) and settings.form == "diagonal" and not any(segment.is_adaptive for segment in segments):

@@ -223,29 +223,35 @@ def _prepared(
     runtime: Runtime,
 ) -> tuple[Replay, Room, list[str]]:
     """A replay that is the run, how the sweep is cut, and what a reader should know."""
-    replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime)
+    replay, about_data, (room, verified) = _verified(task, train, run, rows, runtime)
     with replay.prepared_model(), meter("smoothness", 2 * run.steps, quiet=runtime.is_quiet) as progress:
         smooth = smoothness_of(replay, share=_SHARE, h=_H, seed=0, progress=progress)
-    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *_padding_notes(task), *data_notes]
-    if not runtime.is_quiet:
-        say("\n".join(notes))
-    return replay, room, [*notes, *skipped_note("training records", train.skipped), *run.notes_of_data(unseen)]
+    notes = [f"exact derivative of {run.steps:,} steps, {verified}", str(smooth), *_padding_notes(task)]
+    return replay, room, _with_data_notes(notes, about_data, train, run, runtime)
 
 
 def _prepared_by_gradients(
     task: AbstractTask, train: Dataset, run: Run, rows: int, runtime: Runtime
 ) -> tuple[Replay, Room, list[str]]:
     """The same where outer products of gradients stand in the Hessian's place."""
-    replay, (unseen, data_notes), (room, verified) = _verified(task, train, run, rows, runtime, is_twice=False)
+    replay, about_data, (room, verified) = _verified(task, train, run, rows, runtime, is_twice=False)
     notes = [
         f"data value embeddings over {run.steps:,} steps, {verified}",
         "each step's Hessian is taken to be the outer products of its examples' gradients, which it is on average where the model predicts "
         "as the labels are; the optimizer's own steps are differentiated as they were",
-        *data_notes,
     ]
+    return replay, room, _with_data_notes(notes, about_data, train, run, runtime)
+
+
+def _with_data_notes(
+    notes: list[str], about_data: tuple[list[str], list[str]], train: Dataset, run: Run, runtime: Runtime
+) -> list[str]:
+    """Notes with those of the data, all of which but what was skipped or not met are also said now."""
+    unseen, data_notes = about_data
+    notes = [*notes, *data_notes]
     if not runtime.is_quiet:
         say("\n".join(notes))
-    return replay, room, [*notes, *skipped_note("training records", train.skipped), *run.notes_of_data(unseen)]
+    return [*notes, *skipped_note("training records", train.skipped), *run.notes_of_data(unseen)]
 
 
 def _padding_notes(task: AbstractTask) -> list[str]:
